@@ -1,0 +1,120 @@
+//! The conversation between `node-shim` and the node agent, over one `SOCK_SEQPACKET` Unix socket: each packet is one JSON value of at
+//! most [`MAX_PACKET_BYTES`], with the descriptors that it speaks of attached by `SCM_RIGHTS`, in the order in which it names them.
+//!
+//! ```text
+//! shim                                   agent
+//!  | Hello, fds [netns]                    |   the agent knows the pod by the socket it was called on
+//!  |-------------------------------------->|
+//!  |                 Granted, fds [kvm, tap...]   or Refused
+//!  |<--------------------------------------|
+//!  | Status ...                            |   whenever it changes
+//!  |-------------------------------------->|
+//!  x connection lost: the agent restarted. The shim connects again and sends
+//!  | Resume                                |   no descriptor is needed: it still has them
+//!  |-------------------------------------->|
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::GuestNetwork;
+
+/// Version of this conversation; the agent refuses a shim that speaks another.
+pub const VERSION: u32 = 1;
+/// Largest packet in bytes; a longer one is refused.
+pub const MAX_PACKET_BYTES: usize = 64 * 1024;
+/// Most descriptors in one packet: one for KVM and one for each interface.
+pub const MAX_DESCRIPTORS: usize = 1 + 8;
+
+/// What the shim says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Request {
+    /// First packet of a new VM. One descriptor: the shim's own network namespace.
+    #[serde(rename_all = "camelCase")]
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+        /// The masquerade interfaces, for which a tap is wanted.
+        interfaces: Vec<InterfaceRequest>,
+    },
+    /// First packet of a VM that the agent's predecessor has already served. No descriptor.
+    Resume {
+        /// [`VERSION`].
+        version: u32,
+        /// What the guest does now.
+        status: GuestStatus,
+    },
+    /// What the guest does now. No descriptor, no answer.
+    Status(GuestStatus),
+}
+
+/// An interface that wants a tap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InterfaceRequest {
+    /// Name in the VM's spec.
+    pub name: String,
+    /// The guest's MAC address.
+    pub mac: String,
+}
+
+/// What the agent says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Response {
+    /// Answer to `Hello`. Descriptors: `/dev/kvm`, then one tap for each interface, in the order of the request.
+    Granted {
+        /// What each guest interface is told.
+        interfaces: Vec<InterfaceGrant>,
+    },
+    /// Answer to `Hello` or `Resume`: what is wrong and what to do about it.
+    #[serde(rename_all = "camelCase")]
+    Refused {
+        /// One sentence for a person.
+        reason: String,
+        /// Whether the same request may succeed later.
+        retryable: bool,
+    },
+}
+
+/// An interface whose tap is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InterfaceGrant {
+    /// Name in the VM's spec.
+    pub name: String,
+    /// What the guest's DHCP client is told.
+    pub network: GuestNetwork,
+}
+
+/// What the guest does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuestStatus {
+    /// The guest's state.
+    pub state: GuestState,
+    /// When the guest was last started or reset, in milliseconds since the Unix epoch.
+    pub boot_time_ms: u64,
+    /// vCPUs that the guest has.
+    pub vcpus: u32,
+    /// Bytes of RAM that the guest has.
+    pub memory_bytes: u64,
+    /// Resets of the guest since its VMM started.
+    pub resets: u64,
+}
+
+/// States of a guest.
+///
+/// ```text
+/// Booting --first virtio driver is ready--> Running --power button--> PoweringOff --> (process ends)
+///    ^_________________reset________________|
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestState {
+    /// vCPUs run; no driver has taken a device yet.
+    Booting,
+    /// The guest's kernel has taken its first virtio device.
+    Running,
+    /// The power button was pressed; the guest has until the end of the grace period.
+    PoweringOff,
+}

@@ -1,0 +1,17 @@
+//! What the operator, the node agent and `node-shim` say to each other. Types only: no IO, no Kubernetes, no KVM.
+//!
+//! ```text
+//! operator    -- VmConfig: pod annotation, projected to a file -->  node-shim
+//! node-shim   -- agent::Request (+ descriptors) --> node-agent      one SOCK_SEQPACKET connection for a VM's life
+//! node-shim   <-- agent::Response (+ descriptors) -- node-agent
+//! node-shim   -- Termination: exit code and termination message -->  kubelet --> operator
+//! ```
+
+pub mod agent;
+pub mod config;
+pub mod overhead;
+pub mod paths;
+pub mod termination;
+
+pub use config::VmConfig;
+pub use termination::{ExitReason, Termination};

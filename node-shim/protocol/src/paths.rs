@@ -1,0 +1,23 @@
+//! Where things are, inside the shim pod. The operator mounts them there and `VmConfig` names them, so that the shim itself knows
+//! none of these but the ones that it is started with.
+
+/// Annotation of the shim pod that holds the [`VmConfig`](crate::VmConfig) as JSON.
+pub const CONFIG_ANNOTATION: &str = "tandem.dev/vm-config";
+/// Directory of the downward API volume that shows [`CONFIG_ANNOTATION`] as a file.
+pub const CONFIG_DIR: &str = "/etc/tandem";
+/// The projected [`VmConfig`](crate::VmConfig).
+pub const CONFIG_FILE: &str = "/etc/tandem/vm.json";
+/// Mount point of the image volume with kernel and initrd.
+pub const BOOT_DIR: &str = "/volumes/boot";
+/// Parent of the mount points of disk image volumes, one directory per disk name.
+pub const DISKS_DIR: &str = "/volumes/disks";
+/// Mount point of the Secret with cloud-init data.
+pub const CLOUD_INIT_DIR: &str = "/volumes/cloud-init";
+/// The pod's writable emptyDir: overlays of image disks and empty disks.
+pub const SCRATCH_DIR: &str = "/scratch";
+/// Where the device plugin mounts the socket directory of the allocated device id, read-only.
+pub const AGENT_DIR: &str = "/run/tandem";
+/// File name of the node agent's socket inside [`AGENT_DIR`] and inside each device's directory on the node.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// The kubelet's default termination message file.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";

@@ -1,0 +1,126 @@
+//! What every virtio device is to its transport and to the VMM's event loop.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::transport::Interrupts;
+
+/// Guest memory as every part of the VMM sees it.
+pub type Memory = GuestMemoryMmap<()>;
+
+/// Virtio device types (virtio 1.2, section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum DeviceType {
+    /// Network device (5.1).
+    Net = 1,
+    /// Block device (5.2).
+    Block = 2,
+    /// Console device (5.3).
+    Console = 3,
+    /// Entropy device (5.4).
+    Rng = 4,
+}
+
+/// A device that its driver has set DRIVER_OK on: what it may use until it is reset.
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Arc<Memory>,
+    /// The feature bits that driver and device agreed on.
+    pub features: u64,
+    /// The queues that the driver enabled, frozen: the transport ignores later writes to their registers. The index is the queue's.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// For configuration changes: `interrupts.trigger(config_vector)`.
+    pub interrupts: Arc<dyn Interrupts>,
+    /// MSI-X vector of configuration changes, if the driver gave one.
+    pub config_vector: Option<u16>,
+}
+
+/// One enabled queue.
+pub struct ActiveQueue {
+    /// Addresses, size and indices.
+    pub queue: Queue,
+    /// Signalled when the driver notifies the device: an ioeventfd in the VMM.
+    pub kick: EventFd,
+    /// MSI-X vector of this queue, if the driver gave one.
+    pub vector: Option<u16>,
+}
+
+/// Why the event loop calls a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The driver kicked this queue. The event loop has drained the eventfd.
+    Queue(u16),
+    /// A host descriptor of [`VirtioDevice::host_sources`] is ready (edge-triggered); the value is its index there.
+    Host(usize),
+}
+
+/// A host descriptor that the device wants polled while it is active.
+#[derive(Clone, Copy, Debug)]
+pub struct HostSource {
+    /// The descriptor; it outlives the device's activation.
+    pub fd: RawFd,
+    /// Poll for readability.
+    pub readable: bool,
+    /// Poll for writability.
+    pub writable: bool,
+}
+
+/// A device gave up on its driver: the transport sets `DEVICE_NEEDS_RESET` (2.1.1) and the VM goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The driver broke the specification.
+    #[error("the guest's {device} driver broke the virtio specification: {what}")]
+    Driver {
+        /// Which device.
+        device: &'static str,
+        /// What it did.
+        what: String,
+    },
+    /// The host failed in a way that a request's status cannot carry.
+    #[error("{device}: {what}: {source}")]
+    Host {
+        /// Which device.
+        device: &'static str,
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A virtio device, without transport and without threads of its own. Everything that it reads from the guest is hostile.
+pub trait VirtioDevice: Send {
+    /// Its type.
+    fn device_type(&self) -> DeviceType;
+    /// Name for logs, such as `blk0`.
+    fn name(&self) -> &str;
+    /// The device-specific and ring feature bits that it offers; the transport adds `VIRTIO_F_VERSION_1`.
+    fn features(&self) -> u64;
+    /// The largest size of each queue, each a power of two.
+    fn queue_max_sizes(&self) -> &[u16];
+    /// Reads from the device-specific configuration; bytes outside of it read as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes to the device-specific configuration; most devices have nothing to write.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The driver is ready.
+    ///
+    /// # Errors
+    /// When a queue that the device cannot do without is missing or invalid.
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+    /// The host descriptors to poll while active.
+    fn host_sources(&self) -> Vec<HostSource> {
+        Vec::new()
+    }
+    /// Something happened.
+    ///
+    /// # Errors
+    /// When the device must be reset before it can go on.
+    fn handle(&mut self, event: Event) -> Result<(), DeviceError>;
+    /// Back to the state before activation; in-flight requests are finished or dropped before this returns.
+    fn reset(&mut self);
+}

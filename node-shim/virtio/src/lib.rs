@@ -1,0 +1,14 @@
+//! virtio devices and the virtio-pci transport (virtio 1.2), without any KVM: what the VMM does for them goes through two traits,
+//! [`transport::Interrupts`] and [`transport::Activator`], so that a test or a fuzzer can be the VMM.
+//!
+//! ```text
+//!            vCPU thread: MMIO exit                          event loop: kick or host descriptor
+//!                    |                                                   |
+//!    pci::VirtioPci (config space, BAR, MSI-X, queue registers)          |
+//!                    | DRIVER_OK: freezes the queues                     |
+//!                    +------> device::VirtioDevice::activate             |
+//!                             device::VirtioDevice::handle <-------------+
+//! ```
+
+pub mod device;
+pub mod transport;
