@@ -11,4 +11,5 @@
 //! ```
 
 pub mod device;
+pub mod pci;
 pub mod transport;
