@@ -3,11 +3,19 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use virtio_bindings::bindings::{virtio_config, virtio_ring};
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::transport::Interrupts;
+
+/// `VIRTIO_F_VERSION_1` (virtio 1.2, section 6), which the transport offers and requires.
+pub const FEATURE_VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+/// `VIRTIO_F_RING_EVENT_IDX` (virtio 1.2, 2.7.7), which the transport offers for every device.
+pub const FEATURE_EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+/// `VIRTIO_F_INDIRECT_DESC` (virtio 1.2, 2.7.5.3), which the transport offers for every device.
+pub const FEATURE_INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 
 /// Guest memory as every part of the VMM sees it.
 pub type Memory = GuestMemoryMmap<()>;
@@ -77,7 +85,7 @@ pub enum DeviceError {
     #[error("the guest's {device} driver broke the virtio specification: {what}")]
     Driver {
         /// Which device.
-        device: &'static str,
+        device: String,
         /// What it did.
         what: String,
     },
@@ -85,7 +93,7 @@ pub enum DeviceError {
     #[error("{device}: {what}: {source}")]
     Host {
         /// Which device.
-        device: &'static str,
+        device: String,
         /// What failed.
         what: &'static str,
         /// Why.
@@ -99,7 +107,8 @@ pub trait VirtioDevice: Send {
     fn device_type(&self) -> DeviceType;
     /// Name for logs, such as `blk0`.
     fn name(&self) -> &str;
-    /// The device-specific and ring feature bits that it offers; the transport adds `VIRTIO_F_VERSION_1`.
+    /// The device-specific feature bits that it offers; the transport adds [`FEATURE_VERSION_1`], [`FEATURE_EVENT_IDX`] and
+    /// [`FEATURE_INDIRECT_DESC`].
     fn features(&self) -> u64;
     /// The largest size of each queue, each a power of two.
     fn queue_max_sizes(&self) -> &[u16];

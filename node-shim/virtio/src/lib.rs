@@ -13,3 +13,6 @@
 pub mod device;
 pub mod pci;
 pub mod transport;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
