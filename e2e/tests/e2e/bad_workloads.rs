@@ -222,7 +222,7 @@ async fn large_secret(cluster: &Cluster) -> Result<()> {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {"name": "large", "namespace": NAMESPACE},
-        "stringData": {"userData": "x".repeat(600 * 1024)},
+        "stringData": {"userdata": "x".repeat(600 * 1024)},
     });
     let output = cluster
         .kubectl_unchecked(&["apply", "--server-side", "-f", "-"], &secret.to_string())
