@@ -1,0 +1,47 @@
+//! What the node agent reports about the guest, under its own field manager.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Field manager of [`GuestStatus`]; nobody else writes it.
+pub const FIELD_MANAGER: &str = "tandem-node-agent";
+
+/// What the guest does. Written by the node agent of the VM's node only, and left as it is when the VM ends: `podUID` says which run it
+/// speaks of.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestStatus {
+    /// UID of the pod that this guest runs in.
+    #[serde(default, rename = "podUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: Option<String>,
+    /// The guest's state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<GuestState>,
+    /// When the guest was last started or reset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_time: Option<Time>,
+    /// CPUs that the guest has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<i32>,
+    /// Memory that the guest has, as a quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub memory: Option<String>,
+    /// Resets of the guest since its pod started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resets: Option<i64>,
+}
+
+/// State of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum GuestState {
+    /// It runs; no driver has taken a device yet.
+    Booting,
+    /// Its kernel has taken its first device.
+    Running,
+    /// The power button was pressed.
+    PoweringOff,
+}

@@ -1,0 +1,24 @@
+//! Labels and annotations that a VM's pod carries.
+
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// Labels and annotations that a VM's pod carries, so that Services, NetworkPolicies and quotas select it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodMetadata {
+    /// Labels of the pod, at most 32.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32), inner(length(max = 63), pattern(r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")))]
+    #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tandem.dev/') && key != 'app.kubernetes.io/managed-by')")
+        .message("labels tandem.dev/* and app.kubernetes.io/managed-by belong to Tandem: leave them out"))]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the pod, at most 32.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32), inner(length(max = 4096)))]
+    #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tandem.dev/'))")
+        .message("annotations tandem.dev/* belong to Tandem: leave them out"))]
+    pub annotations: BTreeMap<String, String>,
+}
