@@ -1,0 +1,101 @@
+//! Connects a guest to its pod's network: a tap in the pod's network namespace, masquerade between it and the pod's own interface.
+//!
+//! ```text
+//!            pod's network namespace                                     in the shim
+//! node ── eth0 (uplink) ── forwarding, nftables table `tandem` ── tap0 ══ descriptor ══ virtio-net ── guest
+//!         pod's address    DNAT in, masquerade out                10.0.2.1                            10.0.2.2
+//! ```
+//!
+//! Nothing of it is remembered: the tap lives as long as the shim's descriptor, the rest as long as the namespace.
+
+mod address;
+mod link;
+mod namespace;
+mod nftables;
+mod plan;
+mod ruleset;
+mod tap;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::OwnedFd;
+
+use node_shim_protocol::agent::InterfaceGrant;
+use node_shim_protocol::config::GuestNetwork;
+
+pub(crate) use namespace::PodNamespace;
+pub(crate) use plan::{GuestInterface, Plan};
+
+/// Why a guest could not be connected.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The caller's namespace is unusable.
+    #[error(transparent)]
+    Namespace(namespace::Error),
+    /// The pod's network or the request does not allow it.
+    #[error(transparent)]
+    Plan(plan::Error),
+    /// Interfaces, addresses or routes.
+    #[error(transparent)]
+    Link(link::Error),
+    /// The tap.
+    #[error(transparent)]
+    Tap(tap::Error),
+    /// The nftables table.
+    #[error("failed to write the nftables table `tandem` in the pod's network namespace: does the node's kernel have nf_tables and nft_nat?")]
+    Nftables(#[source] nftables::Error),
+}
+
+impl Error {
+    /// Whether the same request may succeed later.
+    pub(crate) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Namespace(error) => error.is_retryable(),
+            Self::Plan(_) => false,
+            Self::Link(_) | Self::Tap(_) | Self::Nftables(_) => true,
+        }
+    }
+}
+
+/// A guest interface that is connected.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    /// What the shim is told.
+    pub(crate) grant: InterfaceGrant,
+    /// The tap: nonblocking, with a virtio-net header before each frame. It vanishes with its last descriptor.
+    pub(crate) tap: OwnedFd,
+}
+
+/// Connects `interfaces` inside `namespace`, in place of whatever an earlier shim of the pod left there.
+pub(crate) async fn attach(namespace: PodNamespace, interfaces: Vec<GuestInterface>) -> Result<Vec<Attached>, Error> {
+    if interfaces.is_empty() {
+        return Ok(Vec::new());
+    }
+    let work = move || attach_here(&interfaces);
+    namespace.run(work).await.map_err(Error::Namespace)?
+}
+
+/// Does the work of [`attach`] in the calling thread's network namespace.
+fn attach_here(interfaces: &[GuestInterface]) -> Result<Vec<Attached>, Error> {
+    let mut links = link::Links::new();
+    let uplink = links.uplink().map_err(Error::Link)?;
+    let plan = Plan::new(interfaces, uplink).map_err(Error::Plan)?;
+    let attached = plan.taps.iter().map(|tap| connect(&mut links, &plan, tap)).collect::<Result<_, _>>()?;
+    nftables::replace_table(&ruleset::table(&plan)).map_err(Error::Nftables)?;
+    links.forward_ipv4(plan.uplink.index, &plan.uplink.name).map_err(Error::Link)?;
+    Ok(attached)
+}
+
+fn connect(links: &mut link::Links, plan: &Plan, planned: &plan::Tap) -> Result<Attached, Error> {
+    links.remove(&planned.device).map_err(Error::Link)?;
+    let tap = tap::open(&planned.device).map_err(Error::Tap)?;
+    links.set_up_tap(planned, plan.uplink.mtu).map_err(Error::Link)?;
+    let network = GuestNetwork {
+        address: planned.guest,
+        prefix_length: plan::PREFIX_LENGTH,
+        gateway: planned.gateway,
+        gateway_mac: planned.gateway_mac.to_string(),
+        mtu: plan.uplink.mtu,
+    };
+    Ok(Attached { grant: InterfaceGrant { name: planned.interface.clone(), network }, tap })
+}

@@ -1,0 +1,244 @@
+//! The nftables table of a pod with a guest. Pure.
+//!
+//! The table is of the family `inet`: rules for IPv6 join the same chains.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::plan::{Plan, Tap};
+
+/// Name of the table.
+pub(super) const TABLE: &str = "tandem";
+
+/// A table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    /// Its base chains.
+    pub(super) chains: Vec<Chain>,
+}
+
+/// A base chain with the policy `accept`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// What it may do.
+    pub(super) kind: ChainKind,
+    /// Where it is called.
+    pub(super) hook: Hook,
+    /// When, among the others at the hook (linux/netfilter_ipv4.h).
+    pub(super) priority: i32,
+    /// Its rules, in order.
+    pub(super) rules: Vec<Rule>,
+}
+
+/// What a chain may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ChainKind {
+    /// Accept and drop.
+    Filter,
+    /// Translate the first packet of a connection.
+    Nat,
+}
+
+/// Where a chain is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// Before routing what came in.
+    Prerouting,
+    /// Before delivering to a local socket.
+    Input,
+    /// After a local socket sent it.
+    Output,
+    /// Before it goes out.
+    Postrouting,
+}
+
+/// Matches, and what is done with a packet that they all hold for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    /// Every one must hold.
+    pub(super) matches: Vec<Match>,
+    /// What is done then.
+    pub(super) action: Action,
+}
+
+/// Something that a packet has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Match {
+    /// It came in by this interface.
+    In(String),
+    /// It goes out by this interface.
+    Out(String),
+    /// It is IPv6.
+    Ipv6,
+    /// Its source is in the prefix.
+    From(Prefix),
+    /// Its source is not in the prefix.
+    NotFrom(Prefix),
+    /// Its destination is in the prefix.
+    To(Prefix),
+    /// Its protocol above IP (IANA's number).
+    Protocol(u8),
+    /// It belongs to, or is an error about, a connection that was made before.
+    Established,
+}
+
+/// Addresses that begin with the same whole bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Prefix {
+    /// One of them.
+    pub(super) address: IpAddr,
+    /// How many bytes are the same.
+    pub(super) bytes: u8,
+}
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// It goes on to the next chain.
+    Accept,
+    /// It is gone.
+    Drop,
+    /// Its destination becomes this.
+    DestinationNat(IpAddr),
+    /// Its source becomes this.
+    SourceNat(IpAddr),
+    /// Its source becomes the address of the interface by which it leaves.
+    Masquerade,
+}
+
+/// `NF_IP_PRI_RAW`: before connection tracking.
+const PRIORITY_RAW: i32 = -300;
+/// `NF_IP_PRI_NAT_DST`.
+const PRIORITY_DESTINATION_NAT: i32 = -100;
+/// `NF_IP_PRI_FILTER`.
+const PRIORITY_FILTER: i32 = 0;
+/// `NF_IP_PRI_NAT_SRC`.
+const PRIORITY_SOURCE_NAT: i32 = 100;
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const LOOPBACK_NETWORK: Prefix = Prefix { address: IpAddr::V4(LOOPBACK), bytes: 1 };
+
+impl Prefix {
+    fn host(address: Ipv4Addr) -> Self {
+        Self { address: address.into(), bytes: 4 }
+    }
+
+    fn network_24(address: Ipv4Addr) -> Self {
+        Self { address: address.into(), bytes: 3 }
+    }
+}
+
+impl Rule {
+    fn new(matches: impl IntoIterator<Item = Match>, action: Action) -> Self {
+        Self { matches: matches.into_iter().collect(), action }
+    }
+}
+
+/// The table for `plan`.
+pub(super) fn table(plan: &Plan) -> Table {
+    let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
+    Table {
+        chains: vec![
+            chain("from-guest", ChainKind::Filter, Hook::Prerouting, PRIORITY_RAW, anti_spoofing(plan)),
+            chain("to-guest", ChainKind::Nat, Hook::Prerouting, PRIORITY_DESTINATION_NAT, inbound(plan)),
+            chain("local-to-guest", ChainKind::Nat, Hook::Output, PRIORITY_DESTINATION_NAT, local(plan)),
+            chain("guest-to-pod", ChainKind::Filter, Hook::Input, PRIORITY_FILTER, input(plan)),
+            chain("outbound", ChainKind::Nat, Hook::Postrouting, PRIORITY_SOURCE_NAT, outbound(plan)),
+        ],
+    }
+}
+
+/// A guest sends from its own address only, and nothing to the pod's loopback, which `route_localnet` would otherwise let in.
+fn anti_spoofing(plan: &Plan) -> Vec<Rule> {
+    let rules = |tap: &Tap| {
+        let from_tap = || Match::In(tap.device.clone());
+        [
+            Rule::new([from_tap(), Match::Ipv6], Action::Drop),
+            Rule::new([from_tap(), Match::NotFrom(Prefix::host(tap.guest))], Action::Drop),
+            Rule::new([from_tap(), Match::To(LOOPBACK_NETWORK)], Action::Drop),
+        ]
+    };
+    plan.taps.iter().flat_map(rules).collect()
+}
+
+/// What comes to the pod is for the guest: every protocol, every port.
+fn inbound(plan: &Plan) -> Vec<Rule> {
+    let Some(tap) = plan.taps.first() else { return Vec::new() };
+    let rule = |address: &Ipv4Addr| {
+        let matches = [Match::In(plan.uplink.name.clone()), Match::To(Prefix::host(*address))];
+        Rule::new(matches, Action::DestinationNat(tap.guest.into()))
+    };
+    plan.uplink.addresses.iter().map(rule).collect()
+}
+
+/// What the runtime sends to 127.0.0.1 in the pod's namespace, as for `kubectl port-forward`, is for the guest too.
+fn local(plan: &Plan) -> Vec<Rule> {
+    let Some(tap) = plan.taps.first() else { return Vec::new() };
+    let rule = |protocol| {
+        let matches = [Match::To(Prefix::host(LOOPBACK)), Match::Protocol(protocol)];
+        Rule::new(matches, Action::DestinationNat(tap.guest.into()))
+    };
+    [TCP, UDP].map(rule).to_vec()
+}
+
+/// A guest reaches no socket in the pod's namespace; it may ping its gateway, and its answers come back to local connections.
+fn input(plan: &Plan) -> Vec<Rule> {
+    let rules = |tap: &Tap| {
+        let from_tap = || Match::In(tap.device.clone());
+        [
+            Rule::new([from_tap(), Match::Established], Action::Accept),
+            Rule::new([from_tap(), Match::Protocol(ICMP)], Action::Accept),
+            Rule::new([from_tap()], Action::Drop),
+        ]
+    };
+    plan.taps.iter().flat_map(rules).collect()
+}
+
+/// Guests go out with the pod's address; local connections reach the guest from the gateway's.
+fn outbound(plan: &Plan) -> Vec<Rule> {
+    let rules = |tap: &Tap| {
+        let from_guest = Match::From(Prefix::network_24(tap.network));
+        let local = [Match::Out(tap.device.clone()), Match::From(LOOPBACK_NETWORK)];
+        [
+            Rule::new([Match::Out(plan.uplink.name.clone()), from_guest], Action::Masquerade),
+            Rule::new(local, Action::SourceNat(tap.gateway.into())),
+        ]
+    };
+    plan.taps.iter().flat_map(rules).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::{interfaces, uplink};
+    use super::*;
+
+    fn rules<'a>(table: &'a Table, chain: &str) -> &'a [Rule] {
+        &table.chains.iter().find(|candidate| candidate.name == chain).unwrap().rules
+    }
+
+    #[test]
+    fn every_address_of_the_pod_leads_to_the_first_guest_interface() {
+        let mut uplink = uplink();
+        uplink.addresses.push(Ipv4Addr::new(10, 244, 1, 8));
+        let table = table(&Plan::new(&interfaces(2), uplink).unwrap());
+        let guest = Action::DestinationNat(Ipv4Addr::new(10, 0, 2, 2).into());
+        assert_eq!(rules(&table, "to-guest").len(), 2);
+        assert!(rules(&table, "to-guest").iter().chain(rules(&table, "local-to-guest")).all(|rule| rule.action == guest));
+    }
+
+    #[test]
+    fn every_tap_is_guarded_by_its_own_address() {
+        let table = table(&Plan::new(&interfaces(2), uplink()).unwrap());
+        for (device, guest) in [("tap0", Ipv4Addr::new(10, 0, 2, 2)), ("tap1", Ipv4Addr::new(10, 0, 3, 2))] {
+            let spoofed = Rule::new([Match::In(device.into()), Match::NotFrom(Prefix::host(guest))], Action::Drop);
+            assert!(rules(&table, "from-guest").contains(&spoofed));
+            let last = rules(&table, "guest-to-pod").iter().rfind(|rule| rule.matches[0] == Match::In(device.into())).unwrap();
+            assert_eq!(*last, Rule::new([Match::In(device.into())], Action::Drop));
+        }
+    }
+}

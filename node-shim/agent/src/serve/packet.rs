@@ -1,0 +1,223 @@
+//! Packets of the conversation with a shim, over a `SOCK_SEQPACKET` socket. The peer is hostile: every length and count is bounded, and
+//! descriptors are closed on every path.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use node_shim_protocol::agent::{MAX_DESCRIPTORS, MAX_PACKET_BYTES, Request, Response};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+use tokio::io::unix::AsyncFd;
+
+/// What is wrong with a packet or its connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// Too long.
+    #[error("a packet has more than {MAX_PACKET_BYTES} bytes")]
+    TooLong,
+    /// Too many.
+    #[error("a packet has more than {MAX_DESCRIPTORS} descriptors")]
+    TooManyDescriptors,
+    /// No request.
+    #[error("a packet is no request: {0}")]
+    Malformed(serde_json::Error),
+    /// No response.
+    #[error("a response is no JSON: {0}")]
+    Encode(serde_json::Error),
+    /// The socket.
+    #[error("the connection failed: {0}")]
+    Socket(io::Error),
+}
+
+/// A request and what came with it.
+#[derive(Debug)]
+pub(super) struct Received {
+    /// What is said.
+    pub(super) request: Request,
+    /// In the order in which they were sent.
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+/// One end of a connection.
+pub(super) struct Connection(AsyncFd<OwnedFd>);
+
+impl Connection {
+    /// Takes a nonblocking `SOCK_SEQPACKET` socket.
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self(AsyncFd::new(socket)?))
+    }
+
+    /// The next request, or nothing when the peer has hung up. Cancel safe.
+    pub(super) async fn receive(&self) -> Result<Option<Received>, Error> {
+        loop {
+            let mut guard = self.0.readable().await.map_err(Error::Socket)?;
+            match receive_now(guard.get_inner()) {
+                Err(Error::Socket(error)) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                result => return result,
+            }
+        }
+    }
+
+    /// Sends a response with its descriptors.
+    pub(super) async fn send(&self, response: &Response, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let packet = serde_json::to_vec(response).map_err(Error::Encode)?;
+        loop {
+            let mut guard = self.0.writable().await.map_err(Error::Socket)?;
+            match send_now(guard.get_inner(), &packet, descriptors) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                result => return result.map_err(Error::Socket),
+            }
+        }
+    }
+}
+
+fn receive_now(socket: &OwnedFd) -> Result<Option<Received>, Error> {
+    // One byte more than a packet may have shows that it has too many.
+    let mut bytes = vec![0; MAX_PACKET_BYTES + 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags);
+    let message = message.map_err(|error| Error::Socket(error.into()))?;
+    // Taken out first: what is not returned is closed.
+    let descriptors = received_descriptors(&mut ancillary);
+    if message.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > MAX_DESCRIPTORS {
+        return Err(Error::TooManyDescriptors);
+    }
+    if message.flags.contains(ReturnFlags::TRUNC) || message.bytes > MAX_PACKET_BYTES {
+        return Err(Error::TooLong);
+    }
+    if message.bytes == 0 {
+        return Ok(None);
+    }
+    let request = parse(bytes.get(..message.bytes).unwrap_or_default())?;
+    Ok(Some(Received { request, descriptors }))
+}
+
+fn received_descriptors(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let rights = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    rights.flatten().collect()
+}
+
+fn send_now(socket: &OwnedFd, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one packet"));
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    Ok(())
+}
+
+/// The request in a packet.
+fn parse(packet: &[u8]) -> Result<Request, Error> {
+    serde_json::from_slice(packet).map_err(Error::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceRequest, VERSION};
+    use proptest::prelude::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, Connection) {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (theirs, ours) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        (theirs, Connection::new(ours).unwrap())
+    }
+
+    fn send_with(socket: &OwnedFd, packet: &[u8], count: usize) {
+        let file = File::open("/dev/null").unwrap();
+        let descriptors = vec![file.as_fd(); count];
+        let mut space = vec![MaybeUninit::uninit(); 4096];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(count == 0 || ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut ancillary, SendFlags::empty()).unwrap();
+    }
+
+    fn hello() -> Vec<u8> {
+        serde_json::to_vec(&Request::Hello { version: VERSION, interfaces: Vec::new() }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_comes_with_its_descriptors() {
+        let (theirs, ours) = pair();
+        send_with(&theirs, &hello(), MAX_DESCRIPTORS);
+        let received = ours.receive().await.unwrap().unwrap();
+        assert_eq!(received.descriptors.len(), MAX_DESCRIPTORS);
+        drop(theirs);
+        assert!(ours.receive().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn more_than_the_limits_is_refused() {
+        let (theirs, ours) = pair();
+        send_with(&theirs, &hello(), MAX_DESCRIPTORS + 1);
+        assert!(matches!(ours.receive().await, Err(Error::TooManyDescriptors)));
+        send_with(&theirs, &hello(), 200);
+        assert!(matches!(ours.receive().await, Err(Error::TooManyDescriptors)));
+        send_with(&theirs, &vec![b' '; MAX_PACKET_BYTES + 1], 0);
+        assert!(matches!(ours.receive().await, Err(Error::TooLong)));
+        send_with(&theirs, b"\"Hello\"", 0);
+        assert!(matches!(ours.receive().await, Err(Error::Malformed(_))));
+    }
+
+    #[tokio::test]
+    async fn descriptors_of_refused_packets_are_closed() {
+        let (theirs, ours) = pair();
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let descriptors = [write.as_fd()];
+        let mut space = [MaybeUninit::uninit(); 64];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        rustix::net::sendmsg(&theirs, &[IoSlice::new(b"{}")], &mut ancillary, SendFlags::empty()).unwrap();
+        drop(write);
+        assert!(ours.receive().await.is_err());
+        // The last writer is gone, so the pipe is at its end.
+        assert_eq!(rustix::io::read(&read, &mut [0; 1]).unwrap(), 0);
+    }
+
+    fn any_request() -> impl Strategy<Value = Request> {
+        let interface = ("\\PC{0,20}", "\\PC{0,20}").prop_map(|(name, mac)| InterfaceRequest { name, mac });
+        let state = prop_oneof![Just(GuestState::Booting), Just(GuestState::Running), Just(GuestState::PoweringOff)];
+        let status = (state, any::<(u64, u32, u64, u64)>()).prop_map(|(state, (boot_time_ms, vcpus, memory_bytes, resets))| {
+            GuestStatus { state, boot_time_ms, vcpus, memory_bytes, resets }
+        });
+        prop_oneof![
+            (any::<u32>(), prop::collection::vec(interface, 0..10))
+                .prop_map(|(version, interfaces)| Request::Hello { version, interfaces }),
+            (any::<u32>(), status.clone()).prop_map(|(version, status)| Request::Resume { version, status }),
+            status.prop_map(Request::Status),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(packet in prop::collection::vec(any::<u8>(), 0..512)) {
+            let _ = parse(&packet);
+        }
+
+        #[test]
+        fn what_is_sent_is_understood(request in any_request()) {
+            prop_assert_eq!(parse(&serde_json::to_vec(&request).unwrap()).unwrap(), request);
+        }
+
+        #[test]
+        fn a_damaged_request_never_panics(request in any_request(), at: prop::sample::Index, byte: u8) {
+            let mut packet = serde_json::to_vec(&request).unwrap();
+            let at = at.index(packet.len());
+            packet[at] = byte;
+            let _ = parse(&packet);
+        }
+    }
+}
