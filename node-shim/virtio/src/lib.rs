@@ -10,8 +10,14 @@
 //!                             device::VirtioDevice::handle <-------------+
 //! ```
 
+pub mod block;
+pub mod buffers;
+pub mod chain;
 pub mod device;
+
 pub mod pci;
+pub mod ring;
+pub mod rng;
 pub mod transport;
 
 #[cfg(any(test, feature = "testing"))]

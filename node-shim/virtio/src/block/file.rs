@@ -1,0 +1,197 @@
+//! A raw disk in a file.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, FlockOperation};
+
+use super::storage::{SECTOR_BYTES, Storage, StorageError};
+use crate::buffers::Buffers;
+
+/// A raw disk whose bytes are a file's bytes.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    length: u64,
+    read_only: bool,
+}
+
+impl FileStorage {
+    /// An image that is never written.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is no raw disk.
+    pub fn open_read_only(path: &Path) -> Result<Self, StorageError> {
+        // Never waits for the other end of a FIFO that an image may contain.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = file.map_err(|source| failed("open", path, source))?;
+        let length = disk_length(&file, path)?;
+        Ok(Self {
+            file,
+            length,
+            read_only: true,
+        })
+    }
+
+    /// A writable disk of `length` bytes, made sparse and empty when the file is not there. The file is locked against other processes.
+    ///
+    /// # Errors
+    /// When it cannot be opened or made, is in use, has another size, or `length` is not a whole number of sectors.
+    pub fn open_or_create(path: &Path, length: u64) -> Result<Self, StorageError> {
+        let file = open_locked(path)?;
+        let found = file.metadata().map_err(|source| failed("inspect", path, source))?.len();
+        if found == 0 {
+            check_length(length, path)?;
+            file.set_len(length)
+                .map_err(|source| failed("set the size of", path, source))?;
+        } else if found != length {
+            return Err(StorageError::Size {
+                path: path.to_owned(),
+                found,
+                wanted: length,
+            });
+        }
+        Ok(Self {
+            file,
+            length: disk_length_of(length, path)?,
+            read_only: false,
+        })
+    }
+
+    /// Reads bytes that are not the guest's: for identifying an image and for filling an overlay's blocks.
+    ///
+    /// # Errors
+    /// Of `pread(2)`.
+    pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, offset)
+    }
+}
+
+impl AsFd for FileStorage {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Storage for FileStorage {
+    fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read_at(&mut self, buffers: &mut Buffers<'_>, offset: u64) -> io::Result<()> {
+        buffers.read_exact_at(self.file.as_fd(), buffers.len(), offset)
+    }
+
+    fn write_at(&mut self, buffers: &mut Buffers<'_>, offset: u64) -> io::Result<()> {
+        self.check_writable()?;
+        buffers.write_all_at(self.file.as_fd(), buffers.len(), offset)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.read_only { Ok(()) } else { self.file.sync_data() }
+    }
+
+    fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
+        self.check_writable()?;
+        zero(&self.file, offset, length, true)
+    }
+
+    fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+        self.check_writable()?;
+        zero(&self.file, offset, length, unmap)
+    }
+}
+
+impl FileStorage {
+    fn check_writable(&self) -> io::Result<()> {
+        if self.read_only {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Opens a file that this process alone may use, making it if it is not there.
+pub(super) fn open_locked(path: &Path) -> Result<File, StorageError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(|source| failed("open", path, source))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StorageError::InUse { path: path.to_owned() }),
+        Err(errno) => Err(failed("lock", path, errno.into())),
+    }
+}
+
+pub(super) fn failed(action: &'static str, path: &Path, source: io::Error) -> StorageError {
+    StorageError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Makes a range read as zeros, without storage behind it if `unmap`. Where the file system cannot do that, zeros are written.
+pub(super) fn zero(file: &File, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let kind = if unmap {
+        FallocateFlags::PUNCH_HOLE
+    } else {
+        FallocateFlags::ZERO_RANGE
+    };
+    match rustix::fs::fallocate(file, kind | FallocateFlags::KEEP_SIZE, offset, length) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(file, offset, length),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn write_zeros(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    let mut done = 0;
+    while done < length {
+        let step = (length - done).min(ZEROS.len() as u64);
+        let bytes = usize::try_from(step).map_err(io::Error::other)?;
+        std::os::unix::fs::FileExt::write_all_at(file, &ZEROS[..bytes], offset + done)?;
+        done += step;
+    }
+    Ok(())
+}
+
+/// The size of a disk image in a regular file; nothing else is one.
+fn disk_length(file: &File, path: &Path) -> Result<u64, StorageError> {
+    let metadata = file.metadata().map_err(|source| failed("inspect", path, source))?;
+    if metadata.is_file() {
+        return disk_length_of(metadata.len(), path);
+    }
+    let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+    Err(failed("use as a disk image", path, source))
+}
+
+fn disk_length_of(length: u64, path: &Path) -> Result<u64, StorageError> {
+    check_length(length, path).map(|()| length)
+}
+
+fn check_length(length: u64, path: &Path) -> Result<(), StorageError> {
+    if length == 0 {
+        return Err(StorageError::Empty { path: path.to_owned() });
+    }
+    if length.is_multiple_of(SECTOR_BYTES) {
+        Ok(())
+    } else {
+        Err(StorageError::PartialSector {
+            path: path.to_owned(),
+            length,
+        })
+    }
+}

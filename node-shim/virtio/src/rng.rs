@@ -1,0 +1,88 @@
+//! virtio-rng (virtio 1.2, section 5.4): random bytes from the host's `getrandom(2)`.
+
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::buffers::{Buffers, Room};
+use crate::chain::Chain;
+use crate::device::{Activation, DeviceError, DeviceType, Event, Memory, VirtioDevice};
+use crate::ring::{Ring, Step};
+
+/// Entries of the request queue. Linux has one request at a time.
+const QUEUE_SIZE: u16 = 64;
+/// Most bytes for one request; the driver asks again when it wants more. `getrandom(2)` is not interrupted below 256.
+const MAX_BYTES: usize = 256;
+
+/// A virtio entropy device.
+#[derive(Default)]
+pub struct Rng {
+    ring: Option<Ring>,
+    chain: Chain,
+    room: Room,
+}
+
+impl Rng {
+    /// An entropy device.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Rng
+    }
+
+    fn name(&self) -> &'static str {
+        "rng"
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), DeviceError> {
+        self.ring = Some(Ring::take(&mut activation, 0, self.name())?);
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), DeviceError> {
+        match (event, &mut self.ring) {
+            (Event::Queue(0), Some(ring)) => {
+                let room = &mut self.room;
+                ring.drain(&mut self.chain, |memory, chain| {
+                    give(memory, chain, room).map(Step::Done)
+                })?;
+                Ok(())
+            }
+            (Event::Queue(_) | Event::Host(_), _) => Ok(()),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.ring = None;
+    }
+}
+
+fn give(memory: &Memory, chain: &Chain, room: &mut Room) -> Result<u32, DeviceError> {
+    let failed = |source| DeviceError::Host {
+        device: "rng".into(),
+        what: "give random bytes",
+        source,
+    };
+    let mut buffers = Buffers::gather(std::mem::take(room), memory, chain.writable()).map_err(failed)?;
+    let mut bytes = [0_u8; MAX_BYTES];
+    let wanted = buffers.len().min(MAX_BYTES);
+    let given = getrandom(&mut bytes[..wanted], GetRandomFlags::empty()).map_err(|errno| failed(errno.into()))?;
+    let written = buffers.fill_from(&bytes[..given]);
+    *room = buffers.into_room();
+    // At most MAX_BYTES.
+    Ok(u32::try_from(written).unwrap_or_default())
+}
