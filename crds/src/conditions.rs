@@ -91,6 +91,8 @@ names! {
         PodRejected,
         /// An image cannot be fetched.
         ImagePullFailed,
+        /// The VM's container cannot be made.
+        ContainerFailed,
         /// A volume cannot be mounted.
         MountFailed,
         /// The pod's network cannot be set up.

@@ -7,8 +7,8 @@ use crate::{Quantity, image::PullPolicy};
 
 /// Where a container disk lies in its image by convention, the one that KubeVirt's container disks follow.
 pub const DEFAULT_IMAGE_PATH: &str = "/disk";
-/// Size of an empty disk is a multiple of this many bytes: one sector.
-pub const SECTOR_BYTES: u64 = 512;
+/// Size of an empty disk is a multiple of this many bytes.
+pub const EMPTY_DISK_STEP_BYTES: u64 = 1 << 20;
 /// Largest empty disk in bytes.
 pub const MAX_EMPTY_DISK_BYTES: u64 = 16 << 40;
 

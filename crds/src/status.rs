@@ -65,9 +65,17 @@ pub struct VirtualMachineStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Restarts {
-    /// Failures in a row; a run of ten minutes ends the row.
+    /// Runs in a row that ended within ten minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures: Option<i32>,
+    /// UID of the pod that was started last.
+    #[serde(default, rename = "startedPodUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub started_pod_uid: Option<String>,
+    /// `spec.restartedAt` as it was when that pod was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 35))]
+    pub started_restarted_at: Option<String>,
     /// When the VM is started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_start_time: Option<Time>,

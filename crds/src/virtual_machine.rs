@@ -111,7 +111,7 @@ pub struct VirtualMachineSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub scheduler_name: Option<String>,
-    /// The VM is ready while this probe succeeds; without it, when the guest runs.
+    /// The VM is ready while this probe succeeds; without it, as soon as its VMM runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness_probe: Option<Probe>,
     /// The VM is killed, and started again as runPolicy says, when this probe fails.
