@@ -1,0 +1,25 @@
+# shellcheck shell=bash
+# What the scripts tell the person who waits for them.
+started_us=${EPOCHREALTIME/./}
+
+step() { # step WORD...: one line with the time since the script began
+  local elapsed_us=$((${EPOCHREALTIME/./} - started_us))
+  printf '[%5d.%d s] %s\n' $((elapsed_us / 1000000)) $((elapsed_us / 100000 % 10)) "$*"
+}
+
+die() { # die WORD...: says what is wrong and what to do about it
+  printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+  exit 1
+}
+
+wait_for() { # wait_for SECONDS WHAT COMMAND...: runs COMMAND until it succeeds; for what has no event to wait for
+  local until=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $until ] || {
+      echo "$what: still not so" >&2
+      return 1
+    }
+    sleep 0.2
+  done
+}
