@@ -142,6 +142,24 @@ impl<'m> Buffers<'m> {
         })
     }
 
+    /// One `readv(2)` into what is left, and then into `spill`. Returns how many bytes of guest memory there was room for, and what was
+    /// read, which may be more than there was room for altogether when a datagram was cut off. Everything counts as consumed.
+    pub fn read_once_spilling(&mut self, file: BorrowedFd<'_>, spill: &mut [u8]) -> (usize, io::Result<usize>) {
+        // Room for one more vector in the call.
+        self.vectors.truncate(self.first + MAX_VECTORS - 1);
+        let room = self.vectors[self.first..].iter().map(|vector| vector.iov_len).sum();
+        self.vectors.push(libc::iovec {
+            iov_base: spill.as_mut_ptr().cast(),
+            iov_len: spill.len(),
+        });
+        self.remaining = room + spill.len();
+        let read = self.read_once(file);
+        // No pointer to the spill stays behind.
+        self.vectors.clear();
+        (self.first, self.remaining) = (0, 0);
+        (room, read)
+    }
+
     /// One `writev(2)` of everything that is left; returns and consumes what was written.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ pub mod buffers;
 pub mod chain;
 pub mod device;
 
+pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;

@@ -28,6 +28,14 @@ impl FileStorage {
         // Never waits for the other end of a FIFO that an image may contain.
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = file.map_err(|source| failed("open", path, source))?;
+        Self::read_only(file, path)
+    }
+
+    /// An image that the caller has opened, and that is never written; `path` is for messages.
+    ///
+    /// # Errors
+    /// When it is no raw disk.
+    pub fn read_only(file: File, path: &Path) -> Result<Self, StorageError> {
         let length = disk_length(&file, path)?;
         Ok(Self {
             file,

@@ -1,0 +1,308 @@
+//! The receive queue: frames of the host, and of the responder, into the driver's buffers.
+
+use std::collections::VecDeque;
+use std::io;
+
+use super::HEADER_BYTES;
+use super::link::Link;
+use crate::buffers::{Buffers, Room};
+use crate::chain::{Chain, Segment};
+use crate::device::DeviceError;
+use crate::ring::Ring;
+
+/// Largest frame that a tap hands over: header, Ethernet, VLAN tag, 64 KiB.
+const MAX_FRAME_BYTES: usize = HEADER_BYTES + 14 + 4 + 65535;
+/// Frames of the responder that wait for buffers; more are dropped, as a network would.
+const MAX_WAITING: usize = 32;
+/// Offset of `num_buffers` in the header (virtio 1.2, 5.1.6).
+const NUM_BUFFERS_OFFSET: usize = 10;
+/// Most entries of a queue: one bit each says which heads are staged.
+const MAX_HEADS: usize = 256;
+
+/// Moves frames to the guest. Buffers are taken from the queue in advance ("staged"), so that one `readv(2)` has room for a frame of any
+/// size, and stay staged until a frame fills them.
+pub(super) struct Receiver {
+    ring: Ring,
+    chain: Chain,
+    room: Room,
+    staged: VecDeque<Staged>,
+    /// Buffers of the staged chains, in order.
+    segments: VecDeque<Segment>,
+    staged_bytes: usize,
+    heads: HeadSet,
+    /// Frames that are complete, with header, and wait for buffers.
+    waiting: VecDeque<Vec<u8>>,
+    /// Where the end of a frame goes for which there were not enough buffers.
+    spill: Vec<u8>,
+    mergeable: bool,
+    /// Bytes that the next frame may have.
+    wanted_bytes: usize,
+    /// The link may have frames: it said so, and has not said that there are none.
+    readable: bool,
+    /// Frames that were dropped because they fit into no buffers.
+    pub(super) dropped: u64,
+}
+
+struct Staged {
+    head: u16,
+    segments: usize,
+    bytes: usize,
+}
+
+/// What pumping came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// One frame was delivered or dropped.
+    Moved,
+    /// There is no frame.
+    NoFrame,
+    /// There are not enough buffers.
+    NoBuffers,
+}
+
+impl Receiver {
+    /// For an activated queue. `large` says that frames may be longer than `frame_bytes`.
+    pub(super) fn new(ring: Ring, mergeable: bool, large: bool, frame_bytes: usize) -> Self {
+        Self {
+            ring,
+            chain: Chain::default(),
+            room: Room::default(),
+            staged: VecDeque::new(),
+            segments: VecDeque::new(),
+            staged_bytes: 0,
+            heads: HeadSet::default(),
+            waiting: VecDeque::new(),
+            spill: vec![0; MAX_FRAME_BYTES],
+            mergeable,
+            wanted_bytes: if large { MAX_FRAME_BYTES } else { frame_bytes },
+            readable: true,
+            dropped: 0,
+        }
+    }
+
+    /// The link may have frames again.
+    pub(super) fn set_readable(&mut self) {
+        self.readable = true;
+    }
+
+    /// Queues a frame of the responder.
+    pub(super) fn push(&mut self, frame: &[u8]) {
+        if self.waiting.len() >= MAX_WAITING {
+            self.dropped += 1;
+            return;
+        }
+        let mut with_header = vec![0; HEADER_BYTES];
+        with_header.extend_from_slice(frame);
+        self.waiting.push_back(with_header);
+    }
+
+    /// Moves what can be moved, at most as many frames as the queue has entries, and interrupts once.
+    ///
+    /// # Errors
+    /// When the driver broke the queue or the link failed.
+    pub(super) fn pump(&mut self, link: &dyn Link, device: &str) -> Result<(), DeviceError> {
+        let outcome = self.pump_batch(link, device);
+        self.ring.announce()?;
+        outcome
+    }
+
+    fn pump_batch(&mut self, link: &dyn Link, device: &str) -> Result<(), DeviceError> {
+        self.ring.disable_kicks()?;
+        for _ in 0..self.ring.size() {
+            let outcome = if self.waiting.is_empty() {
+                self.read_frame(link, device)?
+            } else {
+                self.deliver_waiting(device)?
+            };
+            match outcome {
+                Outcome::Moved => {}
+                Outcome::NoFrame => return Ok(()),
+                // A kick comes with the next buffer; one may have come in between.
+                Outcome::NoBuffers if !self.ring.enable_kicks()? => return Ok(()),
+                Outcome::NoBuffers => {}
+            }
+        }
+        self.ring.kick_self();
+        Ok(())
+    }
+
+    /// Takes buffers until there is room for `bytes`; `false` when the driver has no more.
+    fn stage(&mut self, bytes: usize, device: &str) -> Result<bool, DeviceError> {
+        while self.staged_bytes < bytes && (self.mergeable || self.staged.is_empty()) {
+            if !self.ring.next(&mut self.chain)? {
+                return Ok(false);
+            }
+            let broken = |what: &str| DeviceError::Driver {
+                device: device.to_owned(),
+                what: what.to_owned(),
+            };
+            let bytes = usize::try_from(self.chain.writable_bytes()).unwrap_or(0);
+            if bytes < HEADER_BYTES {
+                return Err(broken("a receive buffer has no room for a header"));
+            }
+            if !self.heads.insert(self.chain.head()) {
+                return Err(broken("a receive buffer was offered twice"));
+            }
+            let segments = self.chain.writable();
+            self.segments.extend(segments);
+            self.staged.push_back(Staged {
+                head: self.chain.head(),
+                segments: segments.len(),
+                bytes,
+            });
+            self.staged_bytes += bytes;
+        }
+        Ok(true)
+    }
+
+    /// Whether waiting for more buffers makes sense.
+    fn can_stage_more(&self) -> bool {
+        self.mergeable && self.staged.len() < usize::from(self.ring.size()) || self.staged.is_empty()
+    }
+
+    fn deliver_waiting(&mut self, device: &str) -> Result<Outcome, DeviceError> {
+        let Some(length) = self.waiting.front().map(Vec::len) else {
+            return Ok(Outcome::NoFrame);
+        };
+        self.stage(length, device)?;
+        if self.staged_bytes < length && self.can_stage_more() {
+            return Ok(Outcome::NoBuffers);
+        }
+        let Some(frame) = self.waiting.pop_front() else {
+            return Ok(Outcome::NoFrame);
+        };
+        if self.staged_bytes < length {
+            self.dropped += 1;
+            return Ok(Outcome::Moved);
+        }
+        let memory = self.ring.memory().clone();
+        let mut buffers = self.gather(&memory, device)?;
+        buffers.fill_from(&frame);
+        self.room = buffers.into_room();
+        self.complete(length, device)
+    }
+
+    fn read_frame(&mut self, link: &dyn Link, device: &str) -> Result<Outcome, DeviceError> {
+        if !self.readable {
+            return Ok(Outcome::NoFrame);
+        }
+        self.stage(self.wanted_bytes, device)?;
+        if self.staged.is_empty() {
+            return Ok(Outcome::NoBuffers);
+        }
+        let memory = self.ring.memory().clone();
+        let mut buffers = self.gather(&memory, device)?;
+        let (room, read) = buffers.read_once_spilling(link.as_fd(), &mut self.spill);
+        self.room = buffers.into_room();
+        let length = match read {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                return Ok(Outcome::NoFrame);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Outcome::Moved),
+            Err(source) => {
+                return Err(DeviceError::Host {
+                    device: device.to_owned(),
+                    what: "read from its tap",
+                    source,
+                });
+            }
+        };
+        if length < HEADER_BYTES || length > room + self.spill.len() {
+            self.dropped += 1;
+            return Ok(Outcome::Moved);
+        }
+        if length > room {
+            // Buffers may be in more pieces than one call takes: what is staged beyond those counts as room that is not there.
+            self.keep_spilled(room, length - room, device)?;
+            return Ok(Outcome::Moved);
+        }
+        self.complete(length, device)
+    }
+
+    /// A frame did not fit into the buffers: it becomes a waiting one.
+    fn keep_spilled(&mut self, room: usize, spilled: usize, device: &str) -> Result<(), DeviceError> {
+        if !self.can_stage_more() {
+            self.dropped += 1;
+            return Ok(());
+        }
+        let memory = self.ring.memory().clone();
+        let mut buffers = self.gather(&memory, device)?;
+        let mut frame = vec![0; room + spilled];
+        buffers.copy_into(&mut frame[..room]);
+        frame[room..].copy_from_slice(&self.spill[..spilled]);
+        self.room = buffers.into_room();
+        self.waiting.push_back(frame);
+        Ok(())
+    }
+
+    /// Returns the chains that the first `length` staged bytes are in.
+    fn complete(&mut self, length: usize, device: &str) -> Result<Outcome, DeviceError> {
+        self.write_buffer_count(length, device)?;
+        let mut left = length;
+        while left > 0 {
+            let Some(staged) = self.staged.pop_front() else { break };
+            let written = staged.bytes.min(left);
+            left -= written;
+            self.staged_bytes -= staged.bytes;
+            self.segments.drain(..staged.segments);
+            self.heads.remove(staged.head);
+            self.ring
+                .complete(staged.head, u32::try_from(written).unwrap_or(u32::MAX))?;
+        }
+        Ok(Outcome::Moved)
+    }
+
+    /// `num_buffers` says how many chains a frame is in; it is 1 without mergeable buffers too (5.1.6.4.1).
+    fn write_buffer_count(&mut self, length: usize, device: &str) -> Result<(), DeviceError> {
+        let (mut count, mut covered) = (0_u16, 0);
+        for staged in &self.staged {
+            if covered >= length {
+                break;
+            }
+            covered += staged.bytes;
+            count += 1;
+        }
+        let memory = self.ring.memory().clone();
+        let mut buffers = self.gather(&memory, device)?;
+        buffers.skip(NUM_BUFFERS_OFFSET);
+        buffers.fill_from(&count.to_le_bytes());
+        self.room = buffers.into_room();
+        Ok(())
+    }
+
+    fn gather<'m>(&mut self, memory: &'m crate::device::Memory, device: &str) -> Result<Buffers<'m>, DeviceError> {
+        let room = std::mem::take(&mut self.room);
+        Buffers::gather(room, memory, self.segments.make_contiguous()).map_err(|source| DeviceError::Host {
+            device: device.to_owned(),
+            what: "find its receive buffers",
+            source,
+        })
+    }
+}
+
+/// Which heads are staged. A driver that offers one twice could make two frames share memory (CVE-2026-45782 is what came of it elsewhere).
+#[derive(Default)]
+struct HeadSet {
+    bits: [u64; MAX_HEADS / 64],
+}
+
+impl HeadSet {
+    fn insert(&mut self, head: u16) -> bool {
+        let (word, bit) = (usize::from(head / 64), 1 << (head % 64));
+        match self.bits.get_mut(word) {
+            Some(bits) if *bits & bit == 0 => {
+                *bits |= bit;
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    fn remove(&mut self, head: u16) {
+        if let Some(bits) = self.bits.get_mut(usize::from(head / 64)) {
+            *bits &= !(1 << (head % 64));
+        }
+    }
+}
