@@ -1,0 +1,58 @@
+//! What every reconciliation uses.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Client, Resource,
+    runtime::{events::Recorder, reflector::Store},
+};
+
+use crate::metrics::Metrics;
+
+/// Longest delay before a failed reconciliation is tried again.
+const MAX_FAILURE_DELAY: Duration = Duration::from_mins(5);
+
+/// What every reconciliation uses.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) settings: Settings,
+    /// The shim pods, from the watch.
+    pub(crate) pods: Store<Pod>,
+    pub(crate) recorder: Recorder,
+    pub(crate) metrics: Metrics,
+    /// Failures in a row of each object, by UID.
+    failures: Mutex<HashMap<String, u32>>,
+}
+
+/// What the person who installs Tandem decides.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Image of the shim's container.
+    pub(crate) shim_image: String,
+}
+
+impl Context {
+    pub(crate) fn new(client: Client, settings: Settings, pods: Store<Pod>, recorder: Recorder, metrics: Metrics) -> Self {
+        Self { client, settings, pods, recorder, metrics, failures: Mutex::default() }
+    }
+
+    /// Delay before the next try of an object that has failed once more: 1 s, doubling to five minutes.
+    pub(crate) fn next_failure_delay(&self, object: &impl Resource) -> Duration {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = failures.entry(object.meta().uid.clone().unwrap_or_default()).or_insert(0);
+        let delay = Duration::from_secs(1_u64 << (*count).min(9)).min(MAX_FAILURE_DELAY);
+        *count = count.saturating_add(1);
+        delay
+    }
+
+    /// Forgets the failures of an object that was reconciled.
+    pub(crate) fn forget_failures(&self, object: &impl Resource) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.remove(object.meta().uid.as_deref().unwrap_or_default());
+    }
+}

@@ -1,0 +1,297 @@
+//! The controller of VirtualMachines: observe, validate, desired, apply, status.
+//!
+//! ```text
+//! observe ──► validate ──► (history, decide) ──► desired ──► apply ──► status
+//!   IO          pure             pure              pure        IO       pure, then one write if it changed
+//! ```
+//!
+//! `spec` and `metadata` of a VirtualMachine are never written. At most one write per VM and step of its life goes to `status`, by
+//! server-side apply under one field manager and without `status.guest`, which is the node agent's.
+
+mod announce;
+mod apply;
+mod desired;
+mod lifecycle;
+mod observe;
+mod pod_state;
+mod run_history;
+mod status;
+mod trouble;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use crds::{VirtualMachine, VirtualMachineStatus};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+    runtime::controller::Action,
+};
+use serde_json::json;
+use thiserror::Error;
+
+pub(crate) use desired::{MANAGED_BY_LABEL, VM_LABEL};
+
+use self::{
+    apply::Applied,
+    desired::{SPEC_HASHES_ANNOTATION, spec_hashes},
+    lifecycle::{Decision, Facts, StallCause, WaitCause},
+    observe::Observed,
+    pod_state::{LOST_AFTER_SECONDS, Phase},
+    run_history::History,
+    status::Verdict,
+    validate::ValidatedVm,
+};
+use crate::context::Context;
+
+/// A VM as the watch delivers it: one that cannot be read must not keep the others from being seen.
+pub(crate) type Guarded = DeserializeGuard<VirtualMachine>;
+
+/// Look again after this, even if nothing seems to happen.
+const RESYNC: Duration = Duration::from_mins(10);
+/// Look again after this at a pod that should start.
+const STARTING_PERIOD: Duration = Duration::from_secs(10);
+/// Look again after this at somebody else's pod.
+const FOREIGN_PERIOD: Duration = Duration::from_secs(20);
+/// The scheduler usually answers within this; a status before that would be one write more and tell nothing.
+const SCHEDULER_SECONDS: i64 = 2;
+
+/// Why a reconciliation failed; it is tried again.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    #[error("failed to read {what} {name:?}")]
+    Read { what: &'static str, name: String, source: kube::Error },
+    #[error("failed to {verb} {what} {name:?}")]
+    Write { verb: &'static str, what: &'static str, name: String, source: kube::Error },
+    #[error("the API server did not admit pod {name:?}: {message}")]
+    Rejected { name: String, message: String },
+}
+
+/// Brings one VM a step closer to its spec.
+pub(crate) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
+    let started = std::time::Instant::now();
+    let result = match &object.0 {
+        Ok(vm) => reconcile_vm(vm, &context).await,
+        Err(invalid) => report_unreadable(invalid, &context).await,
+    };
+    context.metrics.reconciled(result.is_ok(), started.elapsed());
+    if result.is_ok() {
+        context.forget_failures(object.as_ref());
+    }
+    result
+}
+
+/// When a failed reconciliation is tried again: sooner at first, later when it keeps failing.
+pub(crate) fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
+    let delay = context.next_failure_delay(object.as_ref());
+    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    tracing::warn!(
+        vm = object.name_any(),
+        namespace = object.namespace(),
+        retry_seconds = delay.as_secs(),
+        cause,
+        "{error}"
+    );
+    Action::requeue(delay)
+}
+
+async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, Error> {
+    let observed = observe::observe(vm, context).await?;
+    let old_history = History::from_status(vm.status.as_ref().and_then(|status| status.restarts.as_ref()));
+    let history = old_history.with_pod(&observed.state, observed.now);
+    let planned = plan(vm, &observed, &history, context);
+    let (valid, decision, pod) = match planned {
+        Ok(planned) => planned,
+        Err(message) => {
+            let verdict = Verdict::Invalid { message };
+            let status = status_of(vm, &verdict, &observed, &history);
+            write_status(vm, status, &verdict, context).await?;
+            return Ok(Action::requeue(RESYNC));
+        }
+    };
+    // How a run ended is written down before its pod, which alone knows it, is removed.
+    let ended_now = history.last_termination() != old_history.last_termination();
+    let written;
+    let vm = if ended_now && decision == Decision::Remove {
+        let verdict = Verdict::Done(decision, Applied::Nothing);
+        written = write_status(vm, status_of(vm, &verdict, &observed, &history), &verdict, context).await?;
+        written.as_ref().unwrap_or(vm)
+    } else {
+        vm
+    };
+    let applied = apply::apply(decision, &valid.namespace, pod.as_ref(), &observed, context).await?;
+    tracing::debug!(vm = valid.name, namespace = valid.namespace, ?decision, ?applied, "reconciled");
+    if applied == Applied::Outdated {
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    }
+    let rejected = match &applied {
+        Applied::Rejected { message, .. } => Some(Error::Rejected { name: valid.name.clone(), message: message.clone() }),
+        Applied::Nothing | Applied::Created | Applied::Deleted | Applied::Outdated => None,
+    };
+    let wait = next_look(decision, &applied, &observed);
+    let too_early = too_early(decision, &applied, &observed);
+    if decision != Decision::Leave && !too_early {
+        let verdict = Verdict::Done(decision, applied);
+        write_status(vm, status_of(vm, &verdict, &observed, &history), &verdict, context).await?;
+    }
+    rejected.map_or(Ok(Action::requeue(wait)), Err)
+}
+
+/// Validate, decide, and make the pod if one is to be created: pure. The error is a message for the VM's owner.
+fn plan(
+    vm: &VirtualMachine,
+    observed: &Observed,
+    history: &History,
+    context: &Context,
+) -> Result<(ValidatedVm, Decision, Option<Pod>), String> {
+    let valid = validate::validate(vm).map_err(|invalid| invalid.to_string())?;
+    let decision = lifecycle::decide(&Facts {
+        vm_is_deleted: vm.metadata.deletion_timestamp.is_some(),
+        run_policy: valid.run_policy,
+        generation: valid.generation,
+        restarted_at: valid.restarted_at.as_ref().map(|(_, time)| *time),
+        pod: &observed.state,
+        history,
+        now: observed.now,
+    });
+    let pod = match decision {
+        Decision::Create => {
+            Some(desired::pod::pod(&valid, &context.settings.shim_image).map_err(|error| error.to_string())?)
+        }
+        Decision::Keep
+        | Decision::Stop(_)
+        | Decision::Remove
+        | Decision::Wait(_)
+        | Decision::Rest(_)
+        | Decision::Stall(_)
+        | Decision::Leave => None,
+    };
+    Ok((valid, decision, pod))
+}
+
+fn status_of(vm: &VirtualMachine, verdict: &Verdict, observed: &Observed, history: &History) -> VirtualMachineStatus {
+    status::compute(&status::Input {
+        vm,
+        verdict: verdict.clone(),
+        pod: &observed.state,
+        history,
+        trouble: observed.trouble.as_ref(),
+        changed_fields: changed_fields(vm, observed.pod.as_ref()),
+        now: observed.now,
+    })
+}
+
+/// Fields of the spec that the present pod was not made from.
+fn changed_fields(vm: &VirtualMachine, pod: Option<&Pod>) -> Vec<String> {
+    let running = pod
+        .and_then(|pod| pod.annotations().get(SPEC_HASHES_ANNOTATION))
+        .and_then(|hashes| serde_json::from_str(hashes).ok());
+    running.map_or_else(Vec::new, |running| {
+        spec_hashes::differences(&running, &spec_hashes::spec_hashes(&vm.spec))
+    })
+}
+
+/// Whether a status written now would be outdated at once.
+fn too_early(decision: Decision, applied: &Applied, observed: &Observed) -> bool {
+    let waits_for_scheduler = observed.state.own().is_some_and(|pod| {
+        let age_seconds = observed.now.as_second() - pod.created.as_second();
+        pod.phase == Phase::Unscheduled { message: None } && age_seconds < SCHEDULER_SECONDS
+    });
+    *applied == Applied::Created || (decision == Decision::Keep && waits_for_scheduler)
+}
+
+/// When to look again if no watch says so earlier.
+fn next_look(decision: Decision, applied: &Applied, observed: &Observed) -> Duration {
+    let seconds_until = |second: i64| {
+        Duration::from_secs(u64::try_from(second - observed.now.as_second()).unwrap_or(0).max(1)).min(RESYNC)
+    };
+    let pod = observed.state.own();
+    match decision {
+        Decision::Create => Duration::from_secs(1),
+        Decision::Keep => match pod.map(|pod| &pod.phase) {
+            Some(Phase::Unscheduled { message: None }) => Duration::from_secs(1),
+            Some(Phase::Starting { .. }) => STARTING_PERIOD,
+            Some(Phase::Unscheduled { .. } | Phase::Running { .. } | Phase::Ended(_) | Phase::Unknown) | None => RESYNC,
+        },
+        Decision::Wait(WaitCause::Backoff { until }) => seconds_until(until.as_second() + 1),
+        Decision::Wait(WaitCause::OwnPodGone { lost: false, .. }) => {
+            let end = pod.and_then(|pod| pod.deletion).unwrap_or(observed.now);
+            seconds_until(end.as_second() + LOST_AFTER_SECONDS + 1)
+        }
+        Decision::Wait(WaitCause::OtherPodGone) | Decision::Stall(StallCause::PodNameTaken) => FOREIGN_PERIOD,
+        Decision::Wait(WaitCause::OwnPodGone { lost: true, .. })
+        | Decision::Stop(_)
+        | Decision::Remove
+        | Decision::Rest(_)
+        | Decision::Stall(StallCause::Hopeless)
+        | Decision::Leave => match applied {
+            Applied::Outdated => Duration::from_secs(1),
+            Applied::Nothing | Applied::Created | Applied::Deleted | Applied::Rejected { .. } => RESYNC,
+        },
+    }
+}
+
+/// Writes a status if it differs from the VM's; returns the VM as it is then.
+async fn write_status(
+    vm: &VirtualMachine,
+    status: VirtualMachineStatus,
+    verdict: &Verdict,
+    context: &Context,
+) -> Result<Option<VirtualMachine>, Error> {
+    let mut old = vm.status.clone().unwrap_or_default();
+    old.guest = None;
+    if vm.status.is_some() && old == status {
+        return Ok(None);
+    }
+    let events = announce::events(&old, &status, verdict);
+    let (name, namespace) = (vm.name_any(), vm.namespace().unwrap_or_default());
+    let status = serde_json::to_value(status).unwrap_or_default();
+    let Some(written) = patch_status(&name, &namespace, vm.uid(), status, context).await? else { return Ok(None) };
+    let reference = vm.object_ref(&());
+    for event in events {
+        if let Err(error) = context.recorder.publish(&event, &reference).await {
+            // An event only explains; the status says the same.
+            tracing::warn!(vm = name, namespace, %error, "failed to write an event");
+        }
+    }
+    Ok(written.0.ok())
+}
+
+/// Applies a status; `None` when the VM has gone or been replaced by another one.
+async fn patch_status(
+    name: &str,
+    namespace: &str,
+    uid: Option<String>,
+    status: serde_json::Value,
+    context: &Context,
+) -> Result<Option<Guarded>, Error> {
+    let vms: Api<Guarded> = Api::namespaced(context.client.clone(), namespace);
+    let patch = json!({
+        "apiVersion": VirtualMachine::api_version(&()),
+        "kind": VirtualMachine::kind(&()),
+        // With its UID a status never lands on another VM of the same name.
+        "metadata": { "name": name, "uid": uid },
+        "status": status,
+    });
+    let parameters = PatchParams::apply(crds::status::FIELD_MANAGER).force();
+    match vms.patch_status(name, &parameters, &Patch::Apply(&patch)).await {
+        Ok(written) => Ok(Some(written)),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        Err(source) => Err(Error::Write { verb: "write the status of", what: "VirtualMachine", name: name.to_owned(), source }),
+    }
+}
+
+/// Says in the status of an object that this operator cannot read it.
+async fn report_unreadable(invalid: &InvalidObject, context: &Context) -> Result<Action, Error> {
+    let metadata = &invalid.metadata;
+    let (name, namespace) = (metadata.name.clone().unwrap_or_default(), metadata.namespace.clone().unwrap_or_default());
+    let message = format!("this version of Tandem cannot read the object: {}", invalid.error);
+    let status = status::unreadable(metadata.generation, &message, jiff::Timestamp::now());
+    patch_status(&name, &namespace, metadata.uid.clone(), status, context).await?;
+    Ok(Action::await_change())
+}

@@ -1,0 +1,103 @@
+//! Events: what a person would ask about, told once, when the status changes.
+
+use crds::{
+    VirtualMachineStatus,
+    conditions::{ConditionType, Reason, find, truncated},
+};
+use kube::runtime::events::{Event, EventType};
+
+use super::{
+    apply::Applied,
+    lifecycle::{Decision, StopCause},
+    status::Verdict,
+};
+
+/// Longest note of an event in bytes: `events.k8s.io/v1`, `note`.
+const MAX_NOTE_BYTES: usize = 1024;
+
+/// The events of one reconciliation: pure. `old` is the status before, `new` the one that was written.
+pub(crate) fn events(old: &VirtualMachineStatus, new: &VirtualMachineStatus, verdict: &Verdict) -> Vec<Event> {
+    let mut events = Vec::new();
+    if let Some(last) = ended_now(old, new) {
+        let message = last.message.clone().unwrap_or_default();
+        let off = last.reason == "PoweredOff";
+        let (type_, reason) = if off { (EventType::Normal, "PoweredOff") } else { (EventType::Warning, "Crashed") };
+        events.push(event(type_, reason, "Run", format!("{}: {message}", last.reason)));
+    }
+    match verdict {
+        Verdict::Done(Decision::Stop(StopCause::Halted), Applied::Deleted) => {
+            events.push(event(EventType::Normal, "Stopping", "Stop", "runPolicy is Halted".to_owned()));
+        }
+        Verdict::Done(Decision::Stop(StopCause::Restart), Applied::Deleted) => {
+            events.push(event(EventType::Normal, "Restarting", "Restart", "restartedAt is newer than the pod".to_owned()));
+        }
+        Verdict::Done(..) | Verdict::Invalid { .. } => {}
+    }
+    let (was, is) = (ready_reason(old), ready_reason(new));
+    if was.map(|was| was.0) != is.map(|is| is.0) {
+        events.extend(is.and_then(|(reason, message)| headline(reason, message, new)));
+    }
+    events
+}
+
+fn ended_now<'a>(
+    old: &VirtualMachineStatus,
+    new: &'a VirtualMachineStatus,
+) -> Option<&'a crds::status::LastTermination> {
+    let before = old.restarts.as_ref().and_then(|restarts| restarts.last_termination.as_ref());
+    let last = new.restarts.as_ref().and_then(|restarts| restarts.last_termination.as_ref())?;
+    (before.map(|before| &before.pod_uid) != Some(&last.pod_uid)).then_some(last)
+}
+
+/// Reason of the Ready condition, and its message.
+fn ready_reason(status: &VirtualMachineStatus) -> Option<(&str, &str)> {
+    find(&status.conditions, ConditionType::Ready).map(|ready| (ready.reason.as_str(), ready.message.as_str()))
+}
+
+fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<Event> {
+    let (reason, meaning) = *Reason::ALL.iter().find(|(known, _)| known.as_str() == reason)?;
+    let text = if message.is_empty() { meaning.trim().to_owned() } else { message.to_owned() };
+    let (type_, name, action) = match reason {
+        Reason::Running => {
+            let node = new.node_name.as_deref().unwrap_or("a node");
+            return Some(event(EventType::Normal, "Ready", "Run", format!("the VM runs on {node} and is ready")));
+        }
+        Reason::NotReady => {
+            let node = new.node_name.as_deref().unwrap_or("a node");
+            return Some(event(EventType::Normal, "Started", "Run", format!("the VM was started on {node}")));
+        }
+        Reason::Stopped => (EventType::Normal, "Stopped", "Stop"),
+        Reason::Completed => (EventType::Normal, "Completed", "Run"),
+        Reason::Failed => (EventType::Warning, "Failed", "Run"),
+        Reason::Unschedulable => (EventType::Warning, "Unschedulable", "Schedule"),
+        Reason::NoKvm => (EventType::Warning, "NoKvm", "Schedule"),
+        Reason::NodeLost => (EventType::Warning, "NodeLost", "Run"),
+        Reason::PodNameTaken => (EventType::Warning, "PodNameTaken", "Create"),
+        Reason::InvalidSpec => (EventType::Warning, "InvalidSpec", "Validate"),
+        Reason::InvalidConfiguration => (EventType::Warning, "InvalidConfiguration", "Run"),
+        Reason::PodRejected => (EventType::Warning, "PodRejected", "Create"),
+        Reason::ImagePullFailed => (EventType::Warning, "ImagePullFailed", "Pull"),
+        Reason::MountFailed => (EventType::Warning, "MountFailed", "Mount"),
+        Reason::NetworkFailed => (EventType::Warning, "NetworkFailed", "Start"),
+        Reason::ContainerFailed => (EventType::Warning, "ContainerFailed", "Start"),
+        Reason::Starting
+        | Reason::Stopping
+        | Reason::Crashed
+        | Reason::WaitingForOldPod
+        | Reason::Succeeded
+        | Reason::Waiting
+        | Reason::SpecChanged
+        | Reason::UpToDate => return None,
+    };
+    Some(event(type_, name, action, text))
+}
+
+fn event(type_: EventType, reason: &str, action: &str, note: String) -> Event {
+    Event {
+        type_,
+        reason: reason.to_owned(),
+        note: Some(truncated(&note, MAX_NOTE_BYTES).to_owned()),
+        action: action.to_owned(),
+        secondary: None,
+    }
+}

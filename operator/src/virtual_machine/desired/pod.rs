@@ -1,0 +1,295 @@
+//! The shim pod of a VM: an ordinary pod that a namespace with Pod Security `restricted` admits.
+
+use std::collections::BTreeMap;
+
+use crds::VirtualMachine;
+use k8s_openapi::{
+    api::core::v1::{
+        Capabilities, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, HTTPGetAction,
+        ImageVolumeSource, KeyToPath, ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, Probe,
+        ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext,
+        TCPSocketAction, Volume, VolumeMount, VolumeProjection,
+    },
+    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
+};
+use kube::{Resource, api::ObjectMeta};
+use node_shim_protocol::{VmConfig, overhead::overhead_bytes, paths};
+use thiserror::Error;
+
+use super::{
+    CONTAINER, GENERATION_ANNOTATION, KVM_RESOURCE, MANAGED_BY_LABEL, RESTARTED_AT_ANNOTATION, SPEC_HASHES_ANNOTATION,
+    VM_LABEL,
+    spec_hashes::spec_hashes,
+    vm_config::{self, NETWORK_DATA_FILE, USER_DATA_FILE, vm_config},
+};
+use crate::virtual_machine::validate::{Data, DiskSource, ProbeAction, ValidProbe, ValidatedVm};
+
+/// User and group of the shim: the usual "nonroot" of distroless images, which no node's own user has.
+const USER_ID: i64 = 65532;
+/// Argo CD would otherwise show every shim pod as progressing for ever, because its restart policy is Never.
+const ARGO_CD_ANNOTATION: &str = "argocd.argoproj.io/ignore-restart-policy";
+/// Seconds that the kubelet waits longer than the shim, so that the shim's own forced stop comes first and says why.
+const GRACE_PERIOD_RESERVE_SECONDS: i64 = 10;
+/// CPU request of each core in thousandths of a CPU.
+const CPU_REQUEST_MILLIS_PER_CORE: u32 = 100;
+/// Devices that every VM has besides its disks and interfaces: the entropy source.
+const OTHER_DEVICES: u64 = 1;
+/// Most bytes of all annotations of an object: `TotalAnnotationSizeLimitB` of `k8s.io/apimachinery/pkg/api/validation`.
+const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
+
+const BOOT_VOLUME: &str = "boot";
+const CONFIG_VOLUME: &str = "config";
+const SCRATCH_VOLUME: &str = "scratch";
+const CLOUD_INIT_VOLUME: &str = "cloud-init";
+
+/// Why no pod can be made from a VM.
+#[derive(Debug, Error)]
+pub(crate) enum Error {
+    #[error("failed to write the VM's configuration as JSON")]
+    Json(#[source] serde_json::Error),
+    #[error(
+        "the VM's configuration and annotations need {0} bytes of the 262144 that a pod can carry: \
+         put user data and network data into a Secret"
+    )]
+    TooLarge(usize),
+}
+
+/// The pod that should run a VM, with the shim from `shim_image`.
+pub(crate) fn pod(vm: &ValidatedVm, shim_image: &str) -> Result<Pod, Error> {
+    let config = vm_config(vm);
+    Ok(Pod {
+        metadata: ObjectMeta {
+            name: Some(vm.name.clone()),
+            namespace: Some(vm.namespace.clone()),
+            labels: Some(labels(vm)),
+            annotations: Some(annotations(vm, &config)?),
+            owner_references: Some(VirtualMachine::controller_owner_ref(&vm.source, &()).into_iter().collect()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(pod_spec(vm, &config, shim_image)),
+        status: None,
+    })
+}
+
+fn labels(vm: &ValidatedVm) -> BTreeMap<String, String> {
+    let mut labels = vm.source.spec.pod_metadata.clone().unwrap_or_default().labels;
+    labels.insert(VM_LABEL.to_owned(), vm.name.clone());
+    labels.insert(MANAGED_BY_LABEL.0.to_owned(), MANAGED_BY_LABEL.1.to_owned());
+    labels
+}
+
+fn annotations(vm: &ValidatedVm, config: &VmConfig) -> Result<BTreeMap<String, String>, Error> {
+    let mut annotations = vm.source.spec.pod_metadata.clone().unwrap_or_default().annotations;
+    let hashes = serde_json::to_string(&spec_hashes(&vm.source.spec)).map_err(Error::Json)?;
+    annotations.insert(ARGO_CD_ANNOTATION.to_owned(), "true".to_owned());
+    annotations.insert(paths::CONFIG_ANNOTATION.to_owned(), serde_json::to_string(config).map_err(Error::Json)?);
+    annotations.insert(SPEC_HASHES_ANNOTATION.to_owned(), hashes);
+    if let Some(generation) = vm.generation {
+        annotations.insert(GENERATION_ANNOTATION.to_owned(), generation.to_string());
+    }
+    if let Some((text, _)) = &vm.restarted_at {
+        annotations.insert(RESTARTED_AT_ANNOTATION.to_owned(), text.clone());
+    }
+    let bytes = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > MAX_ANNOTATION_BYTES { Err(Error::TooLarge(bytes)) } else { Ok(annotations) }
+}
+
+fn pod_spec(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> PodSpec {
+    let spec = &vm.source.spec;
+    PodSpec {
+        affinity: spec.affinity.clone(),
+        automount_service_account_token: Some(false),
+        containers: vec![container(vm, config, shim_image)],
+        enable_service_links: Some(false),
+        node_selector: (!spec.node_selector.is_empty()).then(|| spec.node_selector.clone()),
+        priority_class_name: spec.priority_class_name.clone(),
+        restart_policy: Some("Never".to_owned()),
+        scheduler_name: spec.scheduler_name.clone(),
+        security_context: Some(PodSecurityContext {
+            fs_group: Some(USER_ID),
+            run_as_group: Some(USER_ID),
+            run_as_non_root: Some(true),
+            run_as_user: Some(USER_ID),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+            ..PodSecurityContext::default()
+        }),
+        termination_grace_period_seconds: Some(
+            i64::try_from(vm.grace_period_seconds).unwrap_or(i64::from(i32::MAX)) + GRACE_PERIOD_RESERVE_SECONDS,
+        ),
+        tolerations: (!spec.tolerations.is_empty()).then(|| spec.tolerations.clone()),
+        topology_spread_constraints: (!spec.topology_spread_constraints.is_empty())
+            .then(|| spec.topology_spread_constraints.clone()),
+        volumes: Some(volumes(vm)),
+        ..PodSpec::default()
+    }
+}
+
+fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container {
+    let agent_socket = format!("{}/{}", paths::AGENT_DIR, paths::AGENT_SOCKET);
+    let args = ["run", "--config", paths::CONFIG_FILE, "--agent", &agent_socket];
+    Container {
+        name: CONTAINER.to_owned(),
+        image: Some(shim_image.to_owned()),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        // The image's entry point is node-shim.
+        args: Some(args.into_iter().map(str::to_owned).collect()),
+        liveness_probe: vm.liveness_probe.as_ref().map(probe),
+        readiness_probe: vm.readiness_probe.as_ref().map(probe),
+        resources: Some(resources(vm, config)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            read_only_root_filesystem: Some(true),
+            ..SecurityContext::default()
+        }),
+        // The serial console: `kubectl attach -it` is its other end.
+        stdin: Some(true),
+        tty: Some(true),
+        volume_mounts: Some(volume_mounts(vm)),
+        ..Container::default()
+    }
+}
+
+fn resources(vm: &ValidatedVm, config: &VmConfig) -> ResourceRequirements {
+    let seed_disks = u64::from(config.cloud_init.is_some());
+    let devices = (config.disks.len() + config.interfaces.len()) as u64 + seed_disks + OTHER_DEVICES;
+    let memory_bytes = vm.memory_bytes + overhead_bytes(vm.memory_bytes, u64::from(vm.cores), devices);
+    let memory = ("memory".to_owned(), Quantity(format!("{}Mi", memory_bytes >> 20)));
+    let kvm = (KVM_RESOURCE.to_owned(), Quantity("1".to_owned()));
+    let cpu = ("cpu".to_owned(), Quantity(format!("{}m", CPU_REQUEST_MILLIS_PER_CORE * vm.cores)));
+    ResourceRequirements {
+        limits: Some(BTreeMap::from([memory.clone(), kvm.clone()])),
+        requests: Some(BTreeMap::from([cpu, memory, kvm])),
+        claims: None,
+    }
+}
+
+fn probe(probe: &ValidProbe) -> Probe {
+    let timing = &probe.timing;
+    let mut result = Probe {
+        initial_delay_seconds: timing.initial_delay_seconds,
+        period_seconds: timing.period_seconds,
+        timeout_seconds: timing.timeout_seconds,
+        success_threshold: timing.success_threshold,
+        failure_threshold: timing.failure_threshold,
+        ..Probe::default()
+    };
+    match &probe.action {
+        ProbeAction::HttpGet { port, path, scheme } => {
+            result.http_get = Some(HTTPGetAction {
+                path: path.clone(),
+                port: IntOrString::Int(*port),
+                scheme: scheme.map(|scheme| scheme.as_str().to_owned()),
+                ..HTTPGetAction::default()
+            });
+        }
+        ProbeAction::TcpSocket { port } => {
+            result.tcp_socket = Some(TCPSocketAction { port: IntOrString::Int(*port), host: None });
+        }
+    }
+    result
+}
+
+/// Name of a disk's volume: disks and Tandem's own volumes cannot collide, and a DNS label of 63 bytes stays one.
+fn disk_volume(index: usize) -> String {
+    format!("disk-{index}")
+}
+
+fn volumes(vm: &ValidatedVm) -> Vec<Volume> {
+    let mut volumes = vec![
+        Volume {
+            name: CONFIG_VOLUME.to_owned(),
+            downward_api: Some(DownwardAPIVolumeSource {
+                items: Some(vec![DownwardAPIVolumeFile {
+                    path: paths::CONFIG_FILE.trim_start_matches(paths::CONFIG_DIR).trim_start_matches('/').to_owned(),
+                    field_ref: Some(ObjectFieldSelector {
+                        field_path: format!("metadata.annotations['{}']", paths::CONFIG_ANNOTATION),
+                        api_version: Some("v1".to_owned()),
+                    }),
+                    ..DownwardAPIVolumeFile::default()
+                }]),
+                default_mode: None,
+            }),
+            ..Volume::default()
+        },
+        Volume {
+            name: SCRATCH_VOLUME.to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource::default()),
+            ..Volume::default()
+        },
+        image_volume(BOOT_VOLUME.to_owned(), &vm.boot.image, vm.boot.pull_policy.as_str()),
+    ];
+    for (index, disk) in vm.disks.iter().enumerate() {
+        match &disk.source {
+            DiskSource::Image { image, pull_policy, .. } => {
+                volumes.push(image_volume(disk_volume(index), image, pull_policy.as_str()));
+            }
+            DiskSource::Empty { .. } => {}
+        }
+    }
+    volumes.extend(cloud_init_volume(vm));
+    volumes
+}
+
+fn image_volume(name: String, reference: &str, pull_policy: &str) -> Volume {
+    Volume {
+        name,
+        image: Some(ImageVolumeSource {
+            reference: Some(reference.to_owned()),
+            pull_policy: Some(pull_policy.to_owned()),
+        }),
+        ..Volume::default()
+    }
+}
+
+/// The Secrets that cloud-init data comes from, one projection each: the kubelet reads them, the operator cannot.
+fn cloud_init_volume(vm: &ValidatedVm) -> Option<Volume> {
+    let cloud_init = vm.cloud_init.as_ref()?;
+    let data = [(&cloud_init.user_data, USER_DATA_FILE), (&cloud_init.network_data, NETWORK_DATA_FILE)];
+    let sources: Vec<VolumeProjection> = data
+        .into_iter()
+        .filter_map(|(data, file)| match data {
+            Some(Data::Secret { name, key }) => Some(VolumeProjection {
+                secret: Some(SecretProjection {
+                    name: name.clone(),
+                    items: Some(vec![KeyToPath { key: key.clone(), path: file.to_owned(), mode: None }]),
+                    optional: None,
+                }),
+                ..VolumeProjection::default()
+            }),
+            Some(Data::Inline(_)) | None => None,
+        })
+        .collect();
+    (!sources.is_empty()).then(|| Volume {
+        name: CLOUD_INIT_VOLUME.to_owned(),
+        projected: Some(ProjectedVolumeSource { sources: Some(sources), default_mode: None }),
+        ..Volume::default()
+    })
+}
+
+fn volume_mounts(vm: &ValidatedVm) -> Vec<VolumeMount> {
+    let mount = |name: &str, path: String, read_only: bool| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path,
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    };
+    let mut mounts = vec![
+        mount(CONFIG_VOLUME, paths::CONFIG_DIR.to_owned(), true),
+        mount(SCRATCH_VOLUME, paths::SCRATCH_DIR.to_owned(), false),
+        mount(BOOT_VOLUME, paths::BOOT_DIR.to_owned(), true),
+    ];
+    for (index, disk) in vm.disks.iter().enumerate() {
+        match disk.source {
+            DiskSource::Image { .. } => {
+                let path = vm_config::disk_mount(&disk.name).display().to_string();
+                mounts.push(mount(&disk_volume(index), path, true));
+            }
+            DiskSource::Empty { .. } => {}
+        }
+    }
+    if cloud_init_volume(vm).is_some() {
+        mounts.push(mount(CLOUD_INIT_VOLUME, paths::CLOUD_INIT_DIR.to_owned(), true));
+    }
+    mounts
+}

@@ -1,0 +1,74 @@
+//! The `VmConfig` of a VM: the only place that knows the spec's words and the VMM's.
+
+use std::path::{Path, PathBuf};
+
+use node_shim_protocol::{
+    config::{
+        Binding, Boot, CloudInit, Cpu, Disk, DiskSource, Interface, KernelBoot, Memory, Shutdown, Text, VERSION,
+        VmConfig,
+    },
+    paths,
+};
+
+use super::identity;
+use crate::virtual_machine::validate::{self, Data, ValidDisk, ValidatedVm};
+
+/// File name of user data in the cloud-init volume.
+pub(crate) const USER_DATA_FILE: &str = "user-data";
+/// File name of network data in the cloud-init volume.
+pub(crate) const NETWORK_DATA_FILE: &str = "network-config";
+
+/// What `node-shim` is told about a VM.
+pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
+    VmConfig {
+        version: VERSION,
+        name: vm.name.clone(),
+        uuid: identity::uuid(&vm.uid).to_string(),
+        cpu: Cpu { cores: vm.cores },
+        memory: Memory { size_bytes: vm.memory_bytes },
+        boot: Boot::Kernel(KernelBoot {
+            kernel: inside(Path::new(paths::BOOT_DIR), &vm.boot.kernel_path),
+            initrd: vm.boot.initrd_path.as_deref().map(|path| inside(Path::new(paths::BOOT_DIR), path)),
+            command_line: vm.boot.command_line.clone(),
+        }),
+        disks: vm.disks.iter().map(disk).collect(),
+        interfaces: vm.interfaces.iter().map(|name| interface(vm, name)).collect(),
+        cloud_init: vm.cloud_init.as_ref().map(|cloud_init| CloudInit {
+            instance_id: vm.uid.clone(),
+            hostname: vm.name.clone(),
+            user_data: cloud_init.user_data.as_ref().map(|data| text(data, USER_DATA_FILE)),
+            network_data: cloud_init.network_data.as_ref().map(|data| text(data, NETWORK_DATA_FILE)),
+        }),
+        shutdown: Shutdown { grace_period_seconds: vm.grace_period_seconds },
+        scratch: PathBuf::from(paths::SCRATCH_DIR),
+    }
+}
+
+/// Where a disk's image volume is mounted.
+pub(crate) fn disk_mount(name: &str) -> PathBuf {
+    Path::new(paths::DISKS_DIR).join(name)
+}
+
+/// An absolute path of an image, below the mount point of that image.
+fn inside(mount: &Path, path: &str) -> PathBuf {
+    mount.join(path.trim_start_matches('/'))
+}
+
+fn disk(disk: &ValidDisk) -> Disk {
+    let source = match &disk.source {
+        validate::DiskSource::Image { path, .. } => DiskSource::Image { path: inside(&disk_mount(&disk.name), path) },
+        validate::DiskSource::Empty { size_bytes } => DiskSource::Empty { size_bytes: *size_bytes },
+    };
+    Disk { name: disk.name.clone(), read_only: disk.read_only, source }
+}
+
+fn interface(vm: &ValidatedVm, name: &str) -> Interface {
+    Interface { name: name.to_owned(), mac: identity::mac(&vm.uid, name), binding: Binding::Masquerade }
+}
+
+fn text(data: &Data, file: &str) -> Text {
+    match data {
+        Data::Inline(text) => Text::Inline(text.clone()),
+        Data::Secret { .. } => Text::File(Path::new(paths::CLOUD_INIT_DIR).join(file)),
+    }
+}
