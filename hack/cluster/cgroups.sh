@@ -31,7 +31,7 @@ make_cgroups() { # make_cgroups NODE: empty ones; what a node that crashed left 
 
 delegate_controllers() { # delegate_controllers DIRECTORY: v2: gives every controller that it has on to its children
   local controller
-  for controller in $(cat "$1/cgroup.controllers"); do
+  for controller in $(<"$1/cgroup.controllers"); do
     echo "+$controller" >"$1/cgroup.subtree_control" 2>/dev/null || true # some cannot be had by some kinds of group
   done
 }

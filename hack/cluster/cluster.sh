@@ -5,11 +5,12 @@ cluster_inputs() { # what a running cluster was made from: when this changes, it
   echo "$1 $emulated_cpus $emulated_memory"
   cat "$components"/.{kubernetes,etcd,containerd,runc,cni}
   cat "$hack"/cluster/{settings,netns,pki,supervise,control-plane-init,node-config,node-daemons,native-node-init,emulated-node-init}.sh \
-    "$hack/cluster/audit-policy.yaml"
+    "$hack"/cluster/{audit-policy,coredns}.yaml
 }
 
 start_cluster() { # start_cluster native|emulated: all that is not running; needs collect_archives
   local kvm=$1 inputs kernel disk
+  started_nodes=
   inputs=$(cluster_inputs "$kvm" | sha256sum | cut -c1-16)
   if [ -e "$state/inputs" ] && [ "$(cat "$state/inputs")" != "$inputs" ]; then
     step "this cluster was made by other versions: removing it"
@@ -34,9 +35,10 @@ start_cluster() { # start_cluster native|emulated: all that is not running; need
   start_relay
 }
 
-start_node() { # start_node NODE KIND FUNCTION ARGUMENT...
+start_node() { # start_node NODE KIND FUNCTION ARGUMENT...: unless it runs; started_nodes gets the names of those that did not
   local node=$1 kind=$2 function=$3
   shift 3
+  process_pid "$node" >/dev/null || started_nodes+=" $node"
   "$function" "$node" "$@"
   echo "$kind" >"$(node_directory "$node")/kind"
 }

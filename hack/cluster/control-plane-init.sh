@@ -19,8 +19,8 @@ supervise "$logs/etcd.log" etcd --name etcd --data-dir "$state/etcd" --log-level
   --initial-cluster etcd=http://127.0.0.1:2380 --auto-compaction-mode periodic --auto-compaction-retention 10m
 
 supervise "$logs/kube-apiserver.log" kube-apiserver --etcd-servers http://127.0.0.1:2379 \
-  --bind-address 0.0.0.0 --secure-port 6443 --advertise-address $control_plane_ip \
-  --service-cluster-ip-range $service_network --allow-privileged \
+  --bind-address 0.0.0.0 --secure-port 6443 --advertise-address "$control_plane_ip" \
+  --service-cluster-ip-range "$service_network" --allow-privileged \
   --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction \
   --client-ca-file "$pki/ca.crt" --tls-cert-file "$pki/apiserver.crt" --tls-private-key-file "$pki/apiserver.key" \
   --kubelet-client-certificate "$pki/kubelet-client.crt" --kubelet-client-key "$pki/kubelet-client.key" \

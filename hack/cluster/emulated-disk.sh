@@ -63,6 +63,7 @@ make_disk() { # make_disk DIRECTORY BASE ARCHIVE...: a copy of the base with Tan
   (
     export -f preload_images
     export cache hack
+    # shellcheck disable=SC2016 # expanded in that namespace
     exec unshare --mount bash -euc 'mount -o loop,noatime "$1/disk.img" "$1/tree"
       tree=$1/tree
       shift

@@ -58,7 +58,7 @@ start_ssh() { # only root, only with the key of whoever made the cluster
   cp /run/node/ssh/ssh-node /run/ssh/host
   cp /run/node/ssh/ssh-admin.pub /run/ssh/authorized
   chmod 600 /run/ssh/*
-  supervise $daemon_logs/sshd.log /usr/sbin/sshd -D -e -f /dev/null -o HostKey=/run/ssh/host -o AuthorizedKeysFile=/run/ssh/authorized \
+  supervise "$daemon_logs/sshd.log" /usr/sbin/sshd -D -e -f /dev/null -o HostKey=/run/ssh/host -o AuthorizedKeysFile=/run/ssh/authorized \
     -o PermitRootLogin=prohibit-password -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o UsePAM=no \
     -o UseDNS=no -o MaxSessions=100 -o MaxStartups=100 -o PidFile=none -o PermitUserEnvironment=no \
     -o "SetEnv=PATH=$PATH CONTAINERD_ADDRESS=$CONTAINERD_ADDRESS CONTAINERD_NAMESPACE=$CONTAINERD_NAMESPACE"

@@ -3,7 +3,7 @@
 
 start_emulated_node() { # start_emulated_node NODE KERNEL DISK: DISK is what emulated_disk printed
   local node=$1 kernel=$2 disk=$3 directory
-  process_pid "$node" >/dev/null && return
+  ! process_pid "$node" >/dev/null || return 0
   directory=$(node_directory "$node")
   make_node_tap "$node"
   route_to_node "$node"
@@ -35,7 +35,7 @@ emulated_exec() { # emulated_exec NODE COMMAND...: as root, through SSH over the
   [ ! -t 0 ] || [ ! -t 1 ] || terminal=-t
   # A connection takes the emulated CPU a second or two: it is kept for the next command. Its socket's path is relative because it
   # may be no longer than 108 bytes.
-  cd "$state"
+  cd "$state" || exit
   exec nsenter --net="$(netns_file control-plane)" \
     ssh -q $terminal -i "$pki/ssh-admin" -o IdentitiesOnly=yes -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=10 \
     -o ControlMaster=auto -o ControlPersist=300 -o ControlPath="nodes/$node/ssh" \

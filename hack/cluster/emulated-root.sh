@@ -58,6 +58,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   address = "$scratch/containerd.sock"
 CONFIG
   # Its mounts, and it itself, end with this process's namespaces, whatever happens.
+  # shellcheck disable=SC2016 # expanded in those namespaces
   unshare --mount --pid --fork --kill-child --mount-proc bash -euc '
     log=$1/log
     export CONTAINERD_ADDRESS=$1/containerd.sock CONTAINERD_NAMESPACE=k8s.io

@@ -48,15 +48,20 @@ send_archives() { # send_archives NODE ARCHIVE...: imports those of which the no
       trap "rm -rf \"$directory\"" EXIT
       cat >"$directory/$1"
       [ "$(sha256sum <"$directory/$1" | cut -d" " -f1)" = "$2" ] || { echo "$1 arrived damaged" >&2; exit 1; }
-      "$3" /var/lib/containerd/imported "$directory/$1" >/dev/null 2>&1' import "$name" "$digest" "$importer" <"$archive"
+      "$3" /var/lib/containerd/imported "$directory/$1"' import "$name" "$digest" "$importer" <"$archive"
     echo "${name%.tar}"
   done
 }
 
-# Into nodes that ran already when an image was built anew. A node that has just been started has them all.
+# Into nodes that ran already when an image was built anew. A node that was started just now has them all.
 update_images() { # sets updated_images to the names of those that some node had not
-  mapfile -t updated_images < <(
-    send_archives "$native_node" "${base_archives[@]}" "${own_archives[@]}"
-    send_archives "$kvm_node" "${base_archives[@]}" "${own_archives[@]}" "${guest_archives[@]}"
-  )
+  local node
+  local -a archives
+  updated_images=()
+  for node in "$native_node" "$kvm_node"; do
+    [[ " $started_nodes " != *" $node "* ]] || continue
+    archives=("${base_archives[@]}" "${own_archives[@]}")
+    [ "$node" = "$native_node" ] || archives+=("${guest_archives[@]}")
+    mapfile -t -O ${#updated_images[@]} updated_images < <(send_archives "$node" "${archives[@]}")
+  done
 }

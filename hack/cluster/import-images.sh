@@ -11,6 +11,9 @@ for archive; do
   record=$records/$(basename "$archive")
   digest=$(sha256sum <"$archive" | cut -d' ' -f1)
   [ "$(cat "$record" 2>/dev/null)" != "$digest" ] || continue
-  ctr --namespace k8s.io images import --local "$archive"
+  said=$(ctr --namespace k8s.io images import --local "$archive" 2>&1) || { # silent where it is well
+    printf 'cannot import %s: %s\n' "$archive" "$said" >&2
+    exit 1
+  }
   echo "$digest" >"$record"
 done

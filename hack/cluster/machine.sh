@@ -27,12 +27,12 @@ install_packages() { # only what is missing, and with archives of our own: two a
   for package in "${debian_packages[@]}" "$@"; do grep -qxF "$package" <<<"$installed" || missing+=("$package"); done
   [ ${#missing[@]} -gt 0 ] || return 0
   step "installing Debian packages: ${missing[*]}"
-  mkdir -p "$cache/apt-install/partial" "$logs"
+  mkdir -p "$cache/apt-install/partial"
   {
     apt-get -q -o DPkg::Lock::Timeout=600 update
     DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=600 -o Dir::Cache::archives="$cache/apt-install" \
       --no-install-recommends install "${missing[@]}"
-  } >"$logs/apt.log" 2>&1 || die "apt-get could not install ${missing[*]}; see $logs/apt.log"
+  } >"$cache/apt-install/log" 2>&1 || die "apt-get could not install ${missing[*]}; see $cache/apt-install/log"
 }
 
 cpu_has_kvm() { # whether this machine's /dev/kvm can boot an ordinary kernel: a paravirtual one comes without either flag

@@ -117,6 +117,6 @@ export CONTAINERD_ADDRESS=/run/containerd/containerd.sock CONTAINERD_NAMESPACE=k
 start_containerd
 start_proxy
 wait_for_containerd
-"$here/import-images.sh" $image_records /run/node/images/*.tar
+"$here/import-images.sh" "$image_records" /run/node/images/*.tar
 start_kubelet
 reap_forever

@@ -4,7 +4,7 @@
 start_native_node() { # start_native_node NODE with-kvm|without-kvm ARCHIVE...: the archives are its images
   local node=$1 kvm=$2 directory
   shift 2
-  process_pid "$node" >/dev/null && return
+  ! process_pid "$node" >/dev/null || return 0
   directory=$(node_directory "$node")
   make_node_network "$node"
   route_to_node "$node"

@@ -18,7 +18,7 @@ launch() { # launch NAME COMMAND...: COMMAND in the background, with its output 
     # The record comes before the process: nothing runs that down does not know. exec keeps the id and the start time.
     echo "$BASHPID $(start_time $BASHPID)" >"$state/processes/$name"
     exec 9>&-
-    cd "$state"
+    cd "$state" || exit
     exec setsid "$@"
   ) >>"$logs/$name.log" 2>&1 </dev/null &
   disown
