@@ -1,0 +1,373 @@
+//! The shim's side of the conversation with the node agent: see `node_shim_protocol::agent`.
+//!
+//! [`negotiate`] asks for the VM's descriptors before there is a VM. Afterwards [`Link`] keeps the connection, in the event loop: when
+//! the agent restarts, the guest does not notice.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use node_shim_protocol::agent::{GuestStatus, InterfaceGrant, InterfaceRequest, Request, Response, VERSION};
+use rustix::event::epoll::EventFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use self::packet::PacketError;
+use crate::log;
+use crate::poll::{Poll, Source, Token};
+use crate::signals::StopSignals;
+
+mod packet;
+
+/// How long the agent may take to be there and to grant what is asked for: it may just be starting, on a node that is too.
+const NEGOTIATION_MAX: Duration = Duration::from_secs(60);
+/// How long it may take to answer one `Hello`.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+/// First and longest wait before another try.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Why the agent gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    /// It said no.
+    #[error("the node agent refused: {0}")]
+    Refused(String),
+    /// It was not there, or not able to, for as long as we waited.
+    #[error("the node agent at {socket} did not help within {} s: {last}; see that the node-agent DaemonSet runs on this node", NEGOTIATION_MAX.as_secs())]
+    TimedOut {
+        /// Where it should be.
+        socket: PathBuf,
+        /// What the last try ended with.
+        last: String,
+    },
+    /// It answered something that is no answer.
+    #[error("the node agent's answer is unusable: {0}; its version and the shim's must match")]
+    Unusable(String),
+    /// Our own network namespace cannot be opened.
+    #[error("failed to open the network namespace: {0}")]
+    Namespace(std::io::Error),
+    /// SIGTERM came first.
+    #[error("stopped before the guest was started")]
+    Stopped,
+}
+
+/// What the agent gave.
+pub(crate) struct Grant {
+    /// `/dev/kvm`.
+    pub(crate) kvm: OwnedFd,
+    /// One for each interface that was asked for, in that order.
+    pub(crate) interfaces: Vec<(InterfaceGrant, OwnedFd)>,
+    /// The connection.
+    pub(crate) link: Link,
+}
+
+/// Asks for `/dev/kvm` and taps until they are granted, refused for good, or too late.
+pub(crate) fn negotiate(
+    socket: &Path,
+    interfaces: &[InterfaceRequest],
+    signals: &StopSignals,
+) -> Result<Grant, AgentError> {
+    let namespace = std::fs::File::open("/proc/self/ns/net").map_err(AgentError::Namespace)?;
+    let hello = Request::Hello {
+        version: VERSION,
+        interfaces: interfaces.to_vec(),
+    };
+    let deadline = Instant::now() + NEGOTIATION_MAX;
+    let mut backoff = Backoff::new();
+    loop {
+        let last = match ask(socket, &hello, &namespace, signals)? {
+            Answer::Granted {
+                connection,
+                response,
+                descriptors,
+            } => {
+                return granted(socket, connection, interfaces, response, descriptors);
+            }
+            Answer::Refused {
+                reason,
+                retryable: false,
+            } => return Err(AgentError::Refused(reason)),
+            Answer::Refused {
+                reason,
+                retryable: true,
+            } => reason,
+            Answer::Failed(why) => why,
+        };
+        let pause = backoff.next();
+        if Instant::now() + pause >= deadline {
+            return Err(AgentError::TimedOut {
+                socket: socket.to_owned(),
+                last,
+            });
+        }
+        if backoff.is_first() {
+            log::line(format_args!("waiting for the node agent: {last}"));
+        }
+        wait(signals, None, pause)?;
+    }
+}
+
+/// Waits that grow.
+struct Backoff(Duration);
+
+impl Backoff {
+    const fn new() -> Self {
+        Self(Duration::ZERO)
+    }
+
+    /// The next wait.
+    fn next(&mut self) -> Duration {
+        self.0 = if self.0.is_zero() {
+            RETRY_FIRST
+        } else {
+            (self.0 * 2).min(RETRY_MAX)
+        };
+        self.0
+    }
+
+    /// Whether one wait was taken since the start.
+    fn is_first(&self) -> bool {
+        self.0 == RETRY_FIRST
+    }
+}
+
+/// How one try ended.
+enum Answer {
+    Granted {
+        connection: OwnedFd,
+        response: Vec<InterfaceGrant>,
+        descriptors: Vec<OwnedFd>,
+    },
+    Refused {
+        reason: String,
+        retryable: bool,
+    },
+    Failed(String),
+}
+
+fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &StopSignals) -> Result<Answer, AgentError> {
+    let failed = |error: PacketError| Ok(Answer::Failed(error.to_string()));
+    let connection = match packet::connect(socket) {
+        Ok(connection) => connection,
+        Err(error) => return failed(error),
+    };
+    if let Err(error) = packet::send(&connection, hello, &[namespace.as_fd()]) {
+        return failed(error);
+    }
+    if !wait(signals, Some(&connection), ANSWER_MAX)? {
+        return Ok(Answer::Failed("it did not answer in time".to_owned()));
+    }
+    match packet::receive(&connection) {
+        Ok(Some((Response::Granted { interfaces }, descriptors))) => Ok(Answer::Granted {
+            connection,
+            response: interfaces,
+            descriptors,
+        }),
+        Ok(Some((Response::Refused { reason, retryable }, _))) => Ok(Answer::Refused { reason, retryable }),
+        Ok(None) => Ok(Answer::Failed("it closed the connection".to_owned())),
+        Err(PacketError::Unusable(what)) => Err(AgentError::Unusable(what)),
+        Err(error) => failed(error),
+    }
+}
+
+/// Waits until the connection is readable; `false` when the time is over.
+fn wait(signals: &StopSignals, connection: Option<&OwnedFd>, limit: Duration) -> Result<bool, AgentError> {
+    let deadline = Instant::now() + limit;
+    let (signals_fd, connection_fd) = (signals.as_fd(), connection.map(AsFd::as_fd));
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut set = vec![PollFd::new(&signals_fd, PollFlags::IN)];
+        set.extend(connection_fd.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        // A failing poll is a passing interruption; the deadline ends the loop in any case.
+        let _ = rustix::event::poll(&mut set, Some(&timeout));
+        if !set[0].revents().is_empty() && signals.take() {
+            return Err(AgentError::Stopped);
+        }
+        if set.get(1).is_some_and(|fd| !fd.revents().is_empty()) {
+            return Ok(true);
+        }
+        if left.is_zero() {
+            return Ok(false);
+        }
+    }
+}
+
+/// Matches descriptors to what was asked for.
+fn granted(
+    socket: &Path,
+    connection: OwnedFd,
+    asked: &[InterfaceRequest],
+    response: Vec<InterfaceGrant>,
+    descriptors: Vec<OwnedFd>,
+) -> Result<Grant, AgentError> {
+    let names_match = asked
+        .iter()
+        .map(|interface| &interface.name)
+        .eq(response.iter().map(|grant| &grant.name));
+    if !names_match || descriptors.len() != asked.len() + 1 {
+        return Err(AgentError::Unusable(format!(
+            "{} interfaces and {} descriptors for {} interfaces",
+            response.len(),
+            descriptors.len(),
+            asked.len()
+        )));
+    }
+    for grant in &response {
+        let field = format!("interface {}", grant.name);
+        crate::config::check_network(&field, &grant.network)
+            .map_err(|error| AgentError::Unusable(error.to_string()))?;
+    }
+    let mut descriptors = descriptors.into_iter();
+    let kvm = descriptors
+        .next()
+        .ok_or_else(|| AgentError::Unusable("no descriptor of /dev/kvm".to_owned()))?;
+    Ok(Grant {
+        kvm,
+        interfaces: response.into_iter().zip(descriptors).collect(),
+        link: Link {
+            socket: socket.to_owned(),
+            state: LinkState::Connected {
+                connection,
+                token: None,
+            },
+            backoff: Backoff::new(),
+        },
+    })
+}
+
+/// The connection while the VM runs.
+pub(crate) struct Link {
+    socket: PathBuf,
+    state: LinkState,
+    backoff: Backoff,
+}
+
+enum LinkState {
+    Connected {
+        connection: OwnedFd,
+        /// In the epoll set.
+        token: Option<Token>,
+    },
+    /// Lost: when to try again.
+    Lost { retry_at: Instant },
+    /// The agent no longer wants to hear of this VM.
+    GivenUp,
+}
+
+impl Link {
+    /// Joins the event loop.
+    pub(crate) fn watch(&mut self, poll: &Poll) -> std::io::Result<()> {
+        if let LinkState::Connected { connection, token } = &mut self.state {
+            *token = Some(poll.add(connection.as_fd(), EventFlags::IN, Source::Agent)?);
+        }
+        Ok(())
+    }
+
+    /// When [`Self::on_time`] has something to do.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        match self.state {
+            LinkState::Lost { retry_at } => Some(retry_at),
+            LinkState::Connected { .. } | LinkState::GivenUp => None,
+        }
+    }
+
+    /// Tells the agent what the guest does.
+    pub(crate) fn report(&mut self, poll: &Poll, status: &GuestStatus) {
+        if let LinkState::Connected { connection, .. } = &self.state
+            && let Err(error) = packet::send(connection, &Request::Status(status.clone()), &[])
+        {
+            self.lose(poll, &error.to_string());
+        }
+    }
+
+    /// The agent said something, or went away.
+    pub(crate) fn on_readable(&mut self, poll: &Poll) {
+        let LinkState::Connected { connection, .. } = &self.state else {
+            return;
+        };
+        match packet::receive(connection) {
+            Ok(Some((Response::Granted { .. }, _))) => {}
+            Ok(Some((
+                Response::Refused {
+                    reason,
+                    retryable: true,
+                },
+                _,
+            ))) => self.lose(poll, &reason),
+            Ok(Some((
+                Response::Refused {
+                    reason,
+                    retryable: false,
+                },
+                _,
+            ))) => {
+                log::line(format_args!("the node agent no longer reports this VM: {reason}"));
+                self.close(poll);
+                self.state = LinkState::GivenUp;
+            }
+            Ok(None) => self.lose(poll, "it closed the connection"),
+            Err(error) => self.lose(poll, &error.to_string()),
+        }
+    }
+
+    /// Connects again when it is time to.
+    pub(crate) fn on_time(&mut self, now: Instant, poll: &Poll, status: &GuestStatus) {
+        match self.state {
+            LinkState::Lost { retry_at } if now >= retry_at => {}
+            LinkState::Lost { .. } | LinkState::Connected { .. } | LinkState::GivenUp => return,
+        }
+        match self.resume(poll, status) {
+            Ok(()) => {
+                self.backoff = Backoff::new();
+                log::line(format_args!("the node agent is back"));
+            }
+            Err(_) => {
+                self.state = LinkState::Lost {
+                    retry_at: now + self.backoff.next(),
+                };
+            }
+        }
+    }
+
+    fn resume(&mut self, poll: &Poll, status: &GuestStatus) -> Result<(), PacketError> {
+        let connection = packet::connect(&self.socket)?;
+        let resume = Request::Resume {
+            version: VERSION,
+            status: status.clone(),
+        };
+        packet::send(&connection, &resume, &[])?;
+        let token = poll
+            .add(connection.as_fd(), EventFlags::IN, Source::Agent)
+            .map_err(PacketError::Io)?;
+        self.state = LinkState::Connected {
+            connection,
+            token: Some(token),
+        };
+        Ok(())
+    }
+
+    fn lose(&mut self, poll: &Poll, why: &str) {
+        log::line(format_args!("lost the node agent: {why}; the guest goes on"));
+        self.close(poll);
+        self.state = LinkState::Lost {
+            retry_at: Instant::now() + self.backoff.next(),
+        };
+    }
+
+    fn close(&self, poll: &Poll) {
+        if let LinkState::Connected {
+            connection,
+            token: Some(token),
+        } = &self.state
+        {
+            poll.remove(connection.as_fd(), *token);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

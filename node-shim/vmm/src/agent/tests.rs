@@ -1,0 +1,136 @@
+use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
+
+use node_shim_protocol::config::GuestNetwork;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::*;
+
+fn interface(name: &str) -> InterfaceRequest {
+    InterfaceRequest {
+        name: name.to_owned(),
+        mac: "02:00:00:00:00:01".to_owned(),
+    }
+}
+
+fn grant(name: &str) -> InterfaceGrant {
+    InterfaceGrant {
+        name: name.to_owned(),
+        network: GuestNetwork {
+            address: Ipv4Addr::new(10, 0, 2, 2),
+            prefix_length: 24,
+            gateway: Ipv4Addr::new(10, 0, 2, 1),
+            gateway_mac: "02:00:00:00:00:02".to_owned(),
+            mtu: 1500,
+        },
+    }
+}
+
+fn descriptors(count: usize) -> Vec<OwnedFd> {
+    (0..count)
+        .map(|_| std::fs::File::open("/dev/null").unwrap().into())
+        .collect()
+}
+
+fn match_up(asked: &[&str], response: &[&str], count: usize) -> Result<Grant, AgentError> {
+    let asked: Vec<_> = asked.iter().map(|name| interface(name)).collect();
+    let response = response.iter().map(|name| grant(name)).collect();
+    let connection = descriptors(1).remove(0);
+    granted(
+        Path::new("agent.sock"),
+        connection,
+        &asked,
+        response,
+        descriptors(count),
+    )
+}
+
+#[test]
+fn a_grant_has_what_was_asked_for_in_that_order() {
+    assert!(match_up(&[], &[], 1).is_ok());
+    assert_eq!(match_up(&["a", "b"], &["a", "b"], 3).unwrap().interfaces[1].0.name, "b");
+    for (response, count) in [
+        (vec!["b", "a"], 3),
+        (vec!["a"], 2),
+        (vec!["a", "b"], 2),
+        (vec!["a", "b"], 4),
+    ] {
+        let result = match_up(&["a", "b"], &response, count);
+        assert!(
+            matches!(result, Err(AgentError::Unusable(_))),
+            "{response:?} with {count}"
+        );
+    }
+}
+
+#[test]
+fn waits_grow_to_a_limit() {
+    let mut backoff = Backoff::new();
+    let waits: Vec<_> = (0..8).map(|_| backoff.next()).collect();
+    assert_eq!(waits[0], RETRY_FIRST);
+    assert!(waits.is_sorted());
+    assert_eq!(waits[7], RETRY_MAX);
+}
+
+/// An agent on a socket of its own.
+fn listen(path: &Path) -> OwnedFd {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(path).unwrap()).unwrap();
+    rustix::net::listen(&socket, 1).unwrap();
+    socket
+}
+
+fn answer(socket: &OwnedFd, text: &[u8], descriptors: &[OwnedFd]) {
+    let connection = rustix::net::accept(socket).unwrap();
+    let mut request = [0; 65536];
+    rustix::net::recv(&connection, &mut request, rustix::net::RecvFlags::empty()).unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(9))];
+    let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    if !borrowed.is_empty() {
+        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&borrowed)));
+    }
+    let flags = rustix::net::SendFlags::empty();
+    rustix::net::sendmsg(&connection, &[std::io::IoSlice::new(text)], &mut control, flags).unwrap();
+}
+
+#[test]
+fn the_agent_may_ask_for_patience_and_then_grant() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.sock");
+    let socket = listen(&path);
+    let agent = std::thread::spawn(move || {
+        answer(&socket, br#"{"refused":{"reason":"not yet","retryable":true}}"#, &[]);
+        let response = serde_json::to_vec(&Response::Granted {
+            interfaces: vec![grant("default")],
+        });
+        answer(&socket, &response.unwrap(), &descriptors(2));
+    });
+    let signals = StopSignals::block().unwrap();
+    let granted = negotiate(&path, &[interface("default")], &signals).unwrap();
+    agent.join().unwrap();
+    assert!(granted.kvm.as_raw_fd() >= 0);
+    assert_eq!(granted.interfaces.len(), 1);
+}
+
+#[test]
+fn a_refusal_for_good_and_nonsense_end_the_negotiation() {
+    for (text, expected) in [
+        (
+            &br#"{"refused":{"reason":"no such pod","retryable":false}}"#[..],
+            "refused: no such pod",
+        ),
+        (br#"{"granted":{"interfaces":[]}}"#, "unusable"),
+        (b"nonsense", "unusable"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let socket = listen(&path);
+        let agent = std::thread::spawn(move || answer(&socket, text, &[]));
+        let signals = StopSignals::block().unwrap();
+        let error = negotiate(&path, &[], &signals).err().unwrap().to_string();
+        agent.join().unwrap();
+        assert!(error.contains(expected), "{error}");
+    }
+}

@@ -1,0 +1,450 @@
+//! From a `VmConfig` file to types that cannot hold nonsense: every rule about the configuration alone is here, so that the rest of
+//! the VMM has none to check.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use node_shim_protocol::VmConfig;
+use node_shim_protocol::config::{self as protocol, Binding, CloudInit, DiskSource, GuestNetwork};
+
+use crate::layout;
+
+/// Largest configuration file in bytes: two inline cloud-init texts of 512 KiB, escaped, and the rest.
+const FILE_MAX_BYTES: u64 = 4 << 20;
+/// Most vCPUs: their APIC ids and the ACPI tables stay in 8 bits and one area, and no machine that we know gains from more.
+pub(crate) const VCPUS_MAX: u32 = 128;
+/// Least memory: less holds no Linux kernel of the last decade.
+const MEMORY_MIN_BYTES: u64 = 32 << 20;
+/// Most memory: well inside of what 40 physical address bits reach.
+const MEMORY_MAX_BYTES: u64 = 512 << 30;
+/// Most disks.
+const DISKS_MAX: usize = 16;
+/// Most interfaces: one descriptor each in the agent's answer.
+const INTERFACES_MAX: usize = node_shim_protocol::agent::MAX_DESCRIPTORS - 1;
+/// Largest empty disk in bytes.
+const DISK_MAX_BYTES: u64 = 64 << 40;
+/// Longest grace period: a week.
+const GRACE_MAX_SECONDS: u64 = 7 * 24 * 3600;
+/// Longest name (a DNS label, RFC 1123), so that it can be a file name.
+const NAME_MAX_BYTES: usize = 63;
+/// Longest name of a network device (`IFNAMSIZ` less its NUL).
+const DEVICE_NAME_MAX_BYTES: usize = 15;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("failed to read the VmConfig {path}: {source}; name a readable JSON file with --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is longer than any configuration.
+    #[error("the VmConfig {path} is longer than {FILE_MAX_BYTES} bytes; keep cloud-init data in files")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not JSON, or not the JSON of a `VmConfig`.
+    #[error("{path} is not a VmConfig: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// A field says something impossible.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Path of the field, as in `disks[0].name`.
+        field: String,
+        /// What is wrong, and what to write instead.
+        problem: String,
+    },
+}
+
+/// A configuration that has been checked.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckedConfig {
+    /// For logs.
+    pub(crate) name: String,
+    /// 1 to [`VCPUS_MAX`].
+    pub(crate) vcpus: u8,
+    /// Whole pages.
+    pub(crate) memory_bytes: u64,
+    /// Kernel, initrd and command line.
+    pub(crate) boot: KernelBoot,
+    /// In the guest's order.
+    pub(crate) disks: Vec<Disk>,
+    /// In the guest's order.
+    pub(crate) interfaces: Vec<Interface>,
+    /// `NoCloud` data.
+    pub(crate) cloud_init: Option<CloudInit>,
+    /// Between the power button and the forced stop.
+    pub(crate) grace: Duration,
+    /// Writable directory for overlays and empty disks.
+    pub(crate) scratch: PathBuf,
+}
+
+/// A kernel to boot.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelBoot {
+    /// PVH ELF or bzImage.
+    pub(crate) kernel: PathBuf,
+    /// Initial RAM disk.
+    pub(crate) initrd: Option<PathBuf>,
+    /// Printable, and at most [`layout::COMMAND_LINE_MAX_BYTES`].
+    pub(crate) command_line: String,
+}
+
+/// A disk whose name is a DNS label.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    /// Unique among the disks.
+    pub(crate) name: String,
+    /// Whether the guest may only read it.
+    pub(crate) read_only: bool,
+    /// Where its contents come from.
+    pub(crate) source: DiskSource,
+}
+
+/// A network interface.
+#[derive(Clone, Debug)]
+pub(crate) struct Interface {
+    /// Unique among the interfaces.
+    pub(crate) name: String,
+    /// Unicast, locally administered.
+    pub(crate) mac: MacAddress,
+    /// How it is connected.
+    pub(crate) binding: Binding,
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MacAddress(pub(crate) [u8; 6]);
+
+impl std::fmt::Display for MacAddress {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+impl MacAddress {
+    /// Parses `xx:xx:xx:xx:xx:xx`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next()?;
+            if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return None;
+            }
+            *byte = u8::from_str_radix(part, 16).ok()?;
+        }
+        parts.next().is_none().then_some(Self(bytes))
+    }
+
+    /// Bit 0 of the first byte: a group address.
+    const fn is_multicast(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+
+    /// Bit 1 of the first byte: not from a manufacturer's range.
+    const fn is_local(self) -> bool {
+        self.0[0] & 2 != 0
+    }
+}
+
+/// Reads and checks a configuration file.
+pub(crate) fn load(path: &Path) -> Result<CheckedConfig, ConfigError> {
+    let read_error = |source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_MAX_BYTES + 1).read_to_string(&mut text))
+        .map_err(read_error)?;
+    if text.len() as u64 > FILE_MAX_BYTES {
+        return Err(ConfigError::TooLong { path: path.to_owned() });
+    }
+    let config: VmConfig = serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source,
+    })?;
+    check(config)
+}
+
+/// Checks a configuration.
+pub(crate) fn check(config: VmConfig) -> Result<CheckedConfig, ConfigError> {
+    let VmConfig {
+        version,
+        name,
+        uuid,
+        cpu,
+        memory,
+        boot,
+        disks,
+        interfaces,
+        cloud_init,
+        shutdown,
+        scratch,
+    } = config;
+    if version != protocol::VERSION {
+        return refuse("version", format!("this node-shim reads version {}", protocol::VERSION));
+    }
+    if name.is_empty() || name.len() > 253 || name.chars().any(char::is_control) {
+        return refuse("name", "write 1 to 253 printable characters");
+    }
+    if !is_uuid(&uuid) {
+        return refuse("uuid", "write a UUID such as 123e4567-e89b-12d3-a456-426614174000");
+    }
+    let disks = check_disks(disks)?;
+    let interfaces = check_interfaces(interfaces)?;
+    if let Some(cloud_init) = &cloud_init {
+        check_cloud_init(cloud_init)?;
+    }
+    if scratch.as_os_str().is_empty() {
+        return refuse("scratch", "write the path of a writable directory");
+    }
+    if shutdown.grace_period_seconds > GRACE_MAX_SECONDS {
+        return refuse(
+            "shutdown.gracePeriodSeconds",
+            format!("write at most {GRACE_MAX_SECONDS}"),
+        );
+    }
+    Ok(CheckedConfig {
+        name,
+        vcpus: check_vcpus(&cpu)?,
+        memory_bytes: check_memory(&memory)?,
+        boot: check_boot(boot)?,
+        disks,
+        interfaces,
+        cloud_init,
+        grace: Duration::from_secs(shutdown.grace_period_seconds),
+        scratch,
+    })
+}
+
+fn refuse<T>(field: impl Into<String>, problem: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Field {
+        field: field.into(),
+        problem: problem.into(),
+    })
+}
+
+fn is_uuid(text: &str) -> bool {
+    let groups: Vec<&str> = text.split('-').collect();
+    groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12])
+        && groups
+            .iter()
+            .all(|group| group.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
+fn check_vcpus(cpu: &protocol::Cpu) -> Result<u8, ConfigError> {
+    match u8::try_from(cpu.cores) {
+        Ok(vcpus) if vcpus > 0 && cpu.cores <= VCPUS_MAX => Ok(vcpus),
+        _ => refuse("cpu.cores", format!("is {}; write 1 to {VCPUS_MAX}", cpu.cores)),
+    }
+}
+
+fn check_memory(memory: &protocol::Memory) -> Result<u64, ConfigError> {
+    if !(MEMORY_MIN_BYTES..=MEMORY_MAX_BYTES).contains(&memory.size_bytes) {
+        return refuse(
+            "memory.sizeBytes",
+            format!(
+                "is {}; write {MEMORY_MIN_BYTES} (32 MiB) to {MEMORY_MAX_BYTES} (512 GiB)",
+                memory.size_bytes
+            ),
+        );
+    }
+    Ok(memory.size_bytes / layout::PAGE_SIZE * layout::PAGE_SIZE)
+}
+
+fn check_boot(boot: protocol::Boot) -> Result<KernelBoot, ConfigError> {
+    let protocol::Boot::Kernel(protocol::KernelBoot {
+        kernel,
+        initrd,
+        command_line,
+    }) = boot;
+    if kernel.as_os_str().is_empty() {
+        return refuse("boot.kernel.kernel", "write the path of a kernel");
+    }
+    if initrd.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+        return refuse("boot.kernel.initrd", "write the path of an initrd, or leave it out");
+    }
+    if command_line.len() > layout::COMMAND_LINE_MAX_BYTES {
+        return refuse(
+            "boot.kernel.commandLine",
+            format!(
+                "is {} bytes long; write at most {}",
+                command_line.len(),
+                layout::COMMAND_LINE_MAX_BYTES
+            ),
+        );
+    }
+    if command_line.chars().any(char::is_control) {
+        return refuse("boot.kernel.commandLine", "has control characters; write one line");
+    }
+    Ok(KernelBoot {
+        kernel,
+        initrd,
+        command_line,
+    })
+}
+
+fn check_disks(disks: Vec<protocol::Disk>) -> Result<Vec<Disk>, ConfigError> {
+    if disks.len() > DISKS_MAX {
+        return refuse("disks", format!("there are {}; write at most {DISKS_MAX}", disks.len()));
+    }
+    let mut names = BTreeSet::new();
+    let mut checked = Vec::with_capacity(disks.len());
+    for (index, disk) in disks.into_iter().enumerate() {
+        let protocol::Disk {
+            name,
+            read_only,
+            source,
+        } = disk;
+        check_name(&format!("disks[{index}].name"), &name, &mut names)?;
+        match &source {
+            DiskSource::Image { path } if path.as_os_str().is_empty() => {
+                return refuse(
+                    format!("disks[{index}].source.image.path"),
+                    "write the path of an image or of its directory",
+                );
+            }
+            DiskSource::Empty { size_bytes }
+                if !(512..=DISK_MAX_BYTES).contains(size_bytes) || size_bytes % 512 != 0 =>
+            {
+                return refuse(
+                    format!("disks[{index}].source.empty.sizeBytes"),
+                    format!("is {size_bytes}; write a multiple of 512 up to {DISK_MAX_BYTES}"),
+                );
+            }
+            DiskSource::Image { .. } | DiskSource::Empty { .. } => {}
+        }
+        checked.push(Disk {
+            name,
+            read_only,
+            source,
+        });
+    }
+    Ok(checked)
+}
+
+fn check_interfaces(interfaces: Vec<protocol::Interface>) -> Result<Vec<Interface>, ConfigError> {
+    if interfaces.len() > INTERFACES_MAX {
+        return refuse(
+            "interfaces",
+            format!("there are {}; write at most {INTERFACES_MAX}", interfaces.len()),
+        );
+    }
+    let mut names = BTreeSet::new();
+    let mut macs = BTreeSet::new();
+    let mut checked = Vec::with_capacity(interfaces.len());
+    for (index, interface) in interfaces.into_iter().enumerate() {
+        let protocol::Interface { name, mac, binding } = interface;
+        check_name(&format!("interfaces[{index}].name"), &name, &mut names)?;
+        let field = format!("interfaces[{index}].mac");
+        let Some(mac) = MacAddress::parse(&mac).filter(|mac| !mac.is_multicast() && mac.is_local()) else {
+            return refuse(
+                field,
+                "write a locally administered unicast address such as 02:00:00:00:00:01",
+            );
+        };
+        if !macs.insert(mac) {
+            return refuse(field, "another interface has the same; write one address for each");
+        }
+        if let Binding::Tap { device, network } = &binding {
+            check_tap(&format!("interfaces[{index}].binding.tap"), device, network)?;
+        }
+        checked.push(Interface { name, mac, binding });
+    }
+    Ok(checked)
+}
+
+fn check_tap(field: &str, device: &str, network: &GuestNetwork) -> Result<(), ConfigError> {
+    if device.is_empty()
+        || device.len() > DEVICE_NAME_MAX_BYTES
+        || device
+            .chars()
+            .any(|c| c == '/' || c == '%' || c.is_whitespace() || c.is_control())
+    {
+        return refuse(
+            format!("{field}.device"),
+            format!("write the name of a tap device, 1 to {DEVICE_NAME_MAX_BYTES} bytes"),
+        );
+    }
+    check_network(&format!("{field}.network"), network)
+}
+
+/// Checks what a guest is told about its network; the agent's answer passes here as well.
+pub(crate) fn check_network(field: &str, network: &GuestNetwork) -> Result<(), ConfigError> {
+    if !(1..=30).contains(&network.prefix_length) {
+        return refuse(format!("{field}.prefixLength"), "write 1 to 30");
+    }
+    let mask = u32::MAX << (32 - u32::from(network.prefix_length));
+    let (guest, gateway) = (u32::from(network.address), u32::from(network.gateway));
+    if guest & mask != gateway & mask || guest == gateway {
+        return refuse(
+            format!("{field}.gateway"),
+            "write another address of the guest's own subnet",
+        );
+    }
+    if MacAddress::parse(&network.gateway_mac).is_none_or(MacAddress::is_multicast) {
+        return refuse(
+            format!("{field}.gatewayMac"),
+            "write a unicast address such as 02:00:00:00:00:02",
+        );
+    }
+    if !(576..=65535).contains(&network.mtu) {
+        return refuse(format!("{field}.mtu"), "write 576 to 65535");
+    }
+    Ok(())
+}
+
+fn check_cloud_init(cloud_init: &CloudInit) -> Result<(), ConfigError> {
+    if cloud_init.instance_id.is_empty()
+        || cloud_init.instance_id.len() > 253
+        || cloud_init.instance_id.chars().any(char::is_control)
+    {
+        return refuse("cloudInit.instanceId", "write 1 to 253 printable characters");
+    }
+    let hostname = &cloud_init.hostname;
+    if hostname.len() > 253 || !hostname.split('.').all(is_label) {
+        return refuse("cloudInit.hostname", "write a host name such as web-1");
+    }
+    Ok(())
+}
+
+fn check_name(field: &str, name: &str, seen: &mut BTreeSet<String>) -> Result<(), ConfigError> {
+    if !is_label(name) {
+        return refuse(
+            field,
+            "write 1 to 63 lower-case letters, digits and dashes, with a letter or digit at both ends",
+        );
+    }
+    if !seen.insert(name.to_owned()) {
+        return refuse(field, format!("`{name}` is there twice; write one name for each"));
+    }
+    Ok(())
+}
+
+/// Whether a text is a DNS label (RFC 1123).
+fn is_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    (1..=NAME_MAX_BYTES).contains(&bytes.len())
+        && bytes.iter().all(|byte| alphanumeric(byte) || *byte == b'-')
+        && bytes.first().is_some_and(alphanumeric)
+        && bytes.last().is_some_and(alphanumeric)
+}
+
+#[cfg(test)]
+mod tests;

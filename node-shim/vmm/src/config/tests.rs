@@ -1,0 +1,168 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+fn minimal() -> Value {
+    json!({
+        "version": 1,
+        "name": "web",
+        "uuid": "123e4567-e89b-12d3-a456-426614174000",
+        "cpu": {"cores": 1},
+        "memory": {"sizeBytes": 268_435_456},
+        "boot": {"kernel": {"kernel": "/boot/vmlinuz"}},
+        "disks": [{"name": "root", "source": {"image": {"path": "/disk"}}}],
+        "interfaces": [{"name": "default", "mac": "02:00:00:00:00:01", "binding": {"tap": {"device": "tap0", "network": {
+            "address": "10.0.2.2", "prefixLength": 24, "gateway": "10.0.2.1", "gatewayMac": "02:00:00:00:00:02", "mtu": 1500
+        }}}}],
+        "cloudInit": {"instanceId": "i-1", "hostname": "web"},
+        "shutdown": {"gracePeriodSeconds": 30},
+        "scratch": "/scratch",
+    })
+}
+
+fn check_json(value: Value) -> Result<CheckedConfig, ConfigError> {
+    check(serde_json::from_value(value).unwrap())
+}
+
+#[test]
+fn a_complete_configuration_is_accepted() {
+    let config = check_json(minimal()).unwrap();
+    assert_eq!(config.vcpus, 1);
+    assert_eq!(config.interfaces[0].mac.to_string(), "02:00:00:00:00:01");
+}
+
+#[test]
+fn memory_is_whole_pages() {
+    let mut value = minimal();
+    value["memory"]["sizeBytes"] = json!(100_000_000);
+    assert_eq!(check_json(value).unwrap().memory_bytes, 99_999_744);
+}
+
+#[test]
+fn what_is_impossible_is_refused_and_the_field_named() {
+    let long = "x".repeat(2048);
+    let cases = [
+        ("/version", json!(2), "version"),
+        ("/name", json!(""), "name"),
+        ("/uuid", json!("not-a-uuid"), "uuid"),
+        ("/cpu/cores", json!(0), "cpu.cores"),
+        ("/cpu/cores", json!(129), "cpu.cores"),
+        ("/cpu/cores", json!(257), "cpu.cores"),
+        ("/memory/sizeBytes", json!(0), "memory.sizeBytes"),
+        ("/memory/sizeBytes", json!(u64::MAX), "memory.sizeBytes"),
+        ("/boot/kernel/kernel", json!(""), "boot.kernel.kernel"),
+        ("/boot/kernel/initrd", json!(""), "boot.kernel.initrd"),
+        ("/boot/kernel/commandLine", json!(long), "boot.kernel.commandLine"),
+        ("/boot/kernel/commandLine", json!("a\nb"), "boot.kernel.commandLine"),
+        ("/disks/0/name", json!("../etc"), "disks[0].name"),
+        ("/disks/0/name", json!(""), "disks[0].name"),
+        (
+            "/disks/0/source",
+            json!({"image": {"path": ""}}),
+            "disks[0].source.image.path",
+        ),
+        (
+            "/disks/0/source",
+            json!({"empty": {"sizeBytes": 513}}),
+            "disks[0].source.empty.sizeBytes",
+        ),
+        (
+            "/disks/0/source",
+            json!({"empty": {"sizeBytes": 0}}),
+            "disks[0].source.empty.sizeBytes",
+        ),
+        ("/interfaces/0/mac", json!("01:00:00:00:00:01"), "interfaces[0].mac"),
+        ("/interfaces/0/mac", json!("00:00:00:00:00:01"), "interfaces[0].mac"),
+        ("/interfaces/0/mac", json!("02:00:00:00:00"), "interfaces[0].mac"),
+        ("/interfaces/0/mac", json!("02:00:00:00:00:+1"), "interfaces[0].mac"),
+        (
+            "/interfaces/0/binding/tap/device",
+            json!("a/b"),
+            "interfaces[0].binding.tap.device",
+        ),
+        (
+            "/interfaces/0/binding/tap/network/prefixLength",
+            json!(31),
+            "interfaces[0].binding.tap.network.prefixLength",
+        ),
+        (
+            "/interfaces/0/binding/tap/network/gateway",
+            json!("10.0.3.1"),
+            "interfaces[0].binding.tap.network.gateway",
+        ),
+        (
+            "/interfaces/0/binding/tap/network/mtu",
+            json!(100),
+            "interfaces[0].binding.tap.network.mtu",
+        ),
+        ("/cloudInit/instanceId", json!("a\nb"), "cloudInit.instanceId"),
+        ("/cloudInit/hostname", json!("a b"), "cloudInit.hostname"),
+        ("/scratch", json!(""), "scratch"),
+        (
+            "/shutdown/gracePeriodSeconds",
+            json!(u64::MAX),
+            "shutdown.gracePeriodSeconds",
+        ),
+    ];
+    for (pointer, value, field) in cases {
+        let mut config = minimal();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        let parent = config.pointer_mut(parent).unwrap();
+        match parent {
+            Value::Array(items) => items[key.parse::<usize>().unwrap()] = value.clone(),
+            _ => parent[key] = value.clone(),
+        }
+        let error = check_json(config).expect_err(pointer).to_string();
+        assert!(error.starts_with(&format!("{field}: ")), "{pointer} = {value}: {error}");
+    }
+}
+
+#[test]
+fn names_and_addresses_are_unique() {
+    for list in ["disks", "interfaces"] {
+        let mut config = minimal();
+        let first = config[list][0].clone();
+        config[list].as_array_mut().unwrap().push(first);
+        assert!(
+            check_json(config)
+                .unwrap_err()
+                .to_string()
+                .starts_with(&format!("{list}[1].name"))
+        );
+    }
+    let mut config = minimal();
+    let mut second = config["interfaces"][0].clone();
+    second["name"] = json!("second");
+    config["interfaces"].as_array_mut().unwrap().push(second);
+    assert!(
+        check_json(config)
+            .unwrap_err()
+            .to_string()
+            .starts_with("interfaces[1].mac")
+    );
+}
+
+#[test]
+fn lists_are_bounded() {
+    for (list, count) in [("disks", 17), ("interfaces", 9)] {
+        let mut config = minimal();
+        let first = config[list][0].clone();
+        config[list] = Value::Array(vec![first; count]);
+        assert!(
+            check_json(config)
+                .unwrap_err()
+                .to_string()
+                .starts_with(&format!("{list}: "))
+        );
+    }
+}
+
+#[test]
+fn an_unknown_field_is_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut config = minimal();
+    config["cpus"] = json!(2);
+    std::fs::write(file.path(), config.to_string()).unwrap();
+    let error = load(file.path()).unwrap_err().to_string();
+    assert!(error.contains("unknown field `cpus`"), "{error}");
+}

@@ -1,0 +1,218 @@
+//! The guest's console on stdout: a bounded buffer and a thread that writes it out, so that a slow reader of our stdout delays the
+//! guest a little and never stops it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::lock::lock;
+
+/// Bytes that wait for a slow reader.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// How long output may gather before it is written: one system call for a line instead of one for each byte.
+const GATHER: Duration = Duration::from_millis(5);
+/// How long one byte waits for room before output is dropped.
+const STALL_MAX: Duration = Duration::from_millis(200);
+
+#[derive(Default)]
+struct Buffer {
+    bytes: VecDeque<u8>,
+    /// Bytes that the writer has taken and not yet written.
+    in_flight: usize,
+    /// Bytes that were dropped since output was last taken.
+    lost: u64,
+    /// Nobody reads: the writer ended.
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    buffer: Mutex<Buffer>,
+    /// There is something to write.
+    filled: Condvar,
+    /// There is room again, or everything is written.
+    emptied: Condvar,
+}
+
+/// The guest's end.
+#[derive(Clone)]
+pub(crate) struct Output(Arc<Shared>);
+
+impl Output {
+    /// Starts the thread that writes to `target`.
+    pub(crate) fn start(target: OwnedFd) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let writer = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("console".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(move || write_out(&writer, &target))?;
+        Ok(Self(shared))
+    }
+
+    /// Waits until everything is written, or the time is over.
+    pub(crate) fn drain(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut buffer = lock(&self.0.buffer);
+        while !buffer.closed && (!buffer.bytes.is_empty() || buffer.in_flight > 0) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            self.0.filled.notify_one();
+            buffer = self
+                .0
+                .emptied
+                .wait_timeout(buffer, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn push(&self, byte: u8) {
+        let mut buffer = lock(&self.0.buffer);
+        if buffer.bytes.len() >= BUFFER_BYTES && buffer.lost == 0 && !buffer.closed {
+            buffer = self
+                .0
+                .emptied
+                .wait_timeout_while(buffer, STALL_MAX, |buffer| buffer.bytes.len() >= BUFFER_BYTES)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        if buffer.closed {
+            return;
+        }
+        if buffer.bytes.len() >= BUFFER_BYTES {
+            buffer.lost += 1;
+            return;
+        }
+        let was_empty = buffer.bytes.is_empty();
+        buffer.bytes.push_back(byte);
+        drop(buffer);
+        if was_empty {
+            self.0.filled.notify_one();
+        }
+    }
+}
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            self.push(*byte);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The writer: takes what has gathered, writes it, and starts again.
+fn write_out(shared: &Shared, target: &OwnedFd) {
+    loop {
+        let chunk = take(shared);
+        let result = write_all(target, &chunk);
+        let mut buffer = lock(&shared.buffer);
+        buffer.in_flight = 0;
+        if result.is_err() {
+            buffer.closed = true;
+            buffer.bytes = VecDeque::new();
+        }
+        let closed = buffer.closed;
+        drop(buffer);
+        shared.emptied.notify_all();
+        if closed {
+            return;
+        }
+    }
+}
+
+fn take(shared: &Shared) -> Vec<u8> {
+    let buffer = lock(&shared.buffer);
+    let buffer = shared
+        .filled
+        .wait_while(buffer, |buffer| buffer.bytes.is_empty())
+        .unwrap_or_else(PoisonError::into_inner);
+    let mut buffer = shared
+        .filled
+        .wait_timeout(buffer, GATHER)
+        .unwrap_or_else(PoisonError::into_inner)
+        .0;
+    let mut chunk: Vec<u8> = buffer.bytes.drain(..).collect();
+    if buffer.lost > 0 {
+        chunk
+            .extend_from_slice(format!("\r\n[node-shim: {} bytes of console output lost]\r\n", buffer.lost).as_bytes());
+        buffer.lost = 0;
+    }
+    buffer.in_flight = chunk.len();
+    chunk
+}
+
+fn write_all(target: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    while !bytes.is_empty() {
+        match rustix::io::write(target, bytes) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            // Somebody who shares our stdout has made it non-blocking.
+            Err(rustix::io::Errno::AGAIN) => {
+                let target = target.as_fd();
+                match poll(&mut [PollFd::new(&target, PollFlags::OUT)], None) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn everything_is_written_in_order() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut output = Output::start(writer.into()).unwrap();
+        let text = "line\r\n".repeat(1000);
+        output.write_all(text.as_bytes()).unwrap();
+        let mut read = vec![0; text.len()];
+        reader.read_exact(&mut read).unwrap();
+        assert_eq!(read, text.as_bytes());
+        output.drain(Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_costs_output_and_not_the_guest() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut output = Output::start(writer.into()).unwrap();
+        let start = Instant::now();
+        output.write_all(&vec![b'x'; 4 * BUFFER_BYTES]).unwrap();
+        assert!(start.elapsed() < 20 * STALL_MAX, "{:?}", start.elapsed());
+        let mut read = vec![0; BUFFER_BYTES];
+        reader.read_exact(&mut read).unwrap();
+        let mut rest = Vec::new();
+        while !String::from_utf8_lossy(&rest).contains("bytes of console output lost") {
+            let mut more = [0; 4096];
+            let count = reader.read(&mut more).unwrap();
+            rest.extend_from_slice(&more[..count]);
+        }
+    }
+
+    #[test]
+    fn nobody_reading_at_all_is_no_error() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut output = Output::start(writer.into()).unwrap();
+        output.write_all(&vec![b'x'; 2 * BUFFER_BYTES]).unwrap();
+        output.drain(Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,375 @@
+//! The main thread while the guest runs: everything that happens comes here, and every decision is [`VmState`]'s.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use node_shim_protocol::ExitReason;
+use node_shim_protocol::agent::{GuestState, GuestStatus};
+use node_shim_virtio::device::Event as DeviceEvent;
+use rustix::event::epoll::EventFlags;
+
+use crate::agent::Link;
+use crate::kvm::KvmError;
+use crate::lifecycle::{Action, Event, Phase, VmState};
+use crate::log;
+use crate::machine::{Machine, MachineError, Platform};
+use crate::memory::{self, MemoryError};
+use crate::poll::{Poll, Source, Token};
+use crate::signals::StopSignals;
+
+/// A guest whose button driver was not yet there, or that cleared the event and did nothing, sees the button pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
+/// How long the console may take to write what is left when the process ends.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+
+/// Why a VM ended without its guest's doing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// The machine cannot be started.
+    #[error(transparent)]
+    Machine(MachineError),
+    /// Guest memory cannot be emptied for a reset.
+    #[error(transparent)]
+    Memory(MemoryError),
+    /// KVM refused a reset.
+    #[error("failed to reset the VM: {0}")]
+    Kvm(KvmError),
+    /// epoll failed: a defect.
+    #[error("the event loop failed: {0}")]
+    Poll(io::Error),
+}
+
+/// How a VM ended.
+pub(crate) struct Ending {
+    /// For the exit code.
+    pub(crate) reason: ExitReason,
+    /// For a person.
+    pub(crate) message: String,
+}
+
+/// The thread's own state.
+pub(crate) struct EventLoop {
+    platform: Platform,
+    poll: Arc<Poll>,
+    signals: StopSignals,
+    agent: Option<Link>,
+    grace: Duration,
+    state: VmState,
+    started: Instant,
+    boot_time_ms: u64,
+    resets: u64,
+    /// Set by the power button: when to press it again, and when to stop waiting.
+    power_off: Option<PowerOff>,
+    stdin: Stdin,
+    /// What happened and was not yet decided on.
+    events: VecDeque<Event>,
+}
+
+struct PowerOff {
+    press_again: Instant,
+    give_up: Instant,
+}
+
+/// What is known of stdin.
+enum Stdin {
+    /// In the epoll set.
+    Polled(Token),
+    /// Waits until the guest has read what it was given.
+    Waiting,
+    /// Closed, or nothing that can be polled.
+    Closed,
+}
+
+/// Runs the guest until it ends.
+pub(crate) fn run(
+    platform: Platform,
+    poll: Arc<Poll>,
+    signals: StopSignals,
+    agent: Option<Link>,
+    grace: Duration,
+) -> Result<Ending, RunError> {
+    let output = platform.output.clone();
+    let mut event_loop = EventLoop {
+        platform,
+        poll,
+        signals,
+        agent,
+        grace,
+        state: VmState::new(),
+        started: Instant::now(),
+        boot_time_ms: now_ms(),
+        resets: 0,
+        power_off: None,
+        stdin: Stdin::Closed,
+        events: VecDeque::new(),
+    };
+    let ending = event_loop.run();
+    output.drain(DRAIN_MAX);
+    ending
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What the vCPUs' end is followed by.
+enum Next {
+    Restart,
+    End(Ending),
+}
+
+impl EventLoop {
+    fn run(&mut self) -> Result<Ending, RunError> {
+        self.register().map_err(RunError::Poll)?;
+        loop {
+            let machine = Machine::start(&self.platform).map_err(RunError::Machine)?;
+            self.started = Instant::now();
+            self.boot_time_ms = now_ms();
+            self.report();
+            self.poll_stdin().map_err(RunError::Poll)?;
+            let next = self.supervise(&machine);
+            machine.stop();
+            match next.map_err(RunError::Poll)? {
+                Next::End(ending) => return Ok(ending),
+                Next::Restart => self.reset()?,
+            }
+        }
+    }
+
+    fn register(&mut self) -> io::Result<()> {
+        self.poll.add(self.signals.as_fd(), EventFlags::IN, Source::Signals)?;
+        let mailbox = self.platform.mailbox.descriptor();
+        // SAFETY: the mailbox lives as long as the platform, which lives as long as the event loop.
+        let mailbox = unsafe { BorrowedFd::borrow_raw(mailbox) };
+        self.poll.add(mailbox, EventFlags::IN, Source::Mailbox)?;
+        let drained = std::os::fd::AsRawFd::as_raw_fd(self.platform.input_drained.as_ref());
+        // SAFETY: as above.
+        let drained = unsafe { BorrowedFd::borrow_raw(drained) };
+        self.poll.add(drained, EventFlags::IN, Source::StdinDrained)?;
+        self.stdin = Stdin::Waiting;
+        if let Some(agent) = &mut self.agent {
+            agent.watch(&self.poll)?;
+        }
+        Ok(())
+    }
+
+    /// Handles events until the machine has to be stopped.
+    fn supervise(&mut self, machine: &Machine) -> io::Result<Next> {
+        loop {
+            let sources = self.poll.wait(self.timeout())?;
+            for source in sources {
+                self.handle(machine, source)?;
+            }
+            self.on_time(machine);
+            while let Some(event) = self.events.pop_front() {
+                if let Some(next) = self.decide(machine, &event) {
+                    return Ok(next);
+                }
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let power_off = self
+            .power_off
+            .as_ref()
+            .map(|power_off| power_off.press_again.min(power_off.give_up));
+        let agent = self.agent.as_ref().and_then(Link::wake_at);
+        let next = power_off.into_iter().chain(agent).min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    fn handle(&mut self, machine: &Machine, source: Source) -> io::Result<()> {
+        match source {
+            Source::Signals => {
+                if self.signals.take() {
+                    self.events.push_back(Event::StopRequested);
+                }
+            }
+            Source::Mailbox => self.events.append(&mut self.platform.mailbox.take()),
+            Source::Stdin => self.read_stdin(machine),
+            Source::StdinDrained => {
+                // Read only to empty it.
+                let _ = self.platform.input_drained.read();
+                self.poll_stdin()?;
+            }
+            Source::Agent => {
+                if let Some(agent) = &mut self.agent {
+                    agent.on_readable(&self.poll);
+                }
+            }
+            Source::Doorbell { function, queue, kick } => {
+                // Empty when the device drained it itself.
+                let _ = kick.read();
+                self.device(function, DeviceEvent::Queue(queue));
+            }
+            Source::Host { function, index } => self.device(function, DeviceEvent::Host(index)),
+        }
+        Ok(())
+    }
+
+    fn device(&self, function: usize, event: DeviceEvent) {
+        if let Some(function) = self.platform.pci.functions().get(function) {
+            function.handle(event);
+        }
+    }
+
+    fn on_time(&mut self, machine: &Machine) {
+        let now = Instant::now();
+        if let Some(power_off) = &mut self.power_off {
+            if now >= power_off.give_up {
+                self.events.push_back(Event::GraceExpired);
+            } else if now >= power_off.press_again {
+                power_off.press_again = now + PRESS_AGAIN;
+                press(machine);
+            }
+        }
+        let status = self.status();
+        if let Some(agent) = &mut self.agent {
+            agent.on_time(now, &self.poll, &status);
+        }
+    }
+
+    /// Asks the state what to do about an event, and does it.
+    fn decide(&mut self, machine: &Machine, event: &Event) -> Option<Next> {
+        let (state, action) = self.state.on(event, self.started.elapsed());
+        self.state = state;
+        match action {
+            Action::None => None,
+            Action::Report => {
+                self.report();
+                None
+            }
+            Action::PressPowerButton => {
+                let now = Instant::now();
+                self.power_off = Some(PowerOff {
+                    press_again: now + PRESS_AGAIN,
+                    give_up: now + self.grace,
+                });
+                log::line(format_args!(
+                    "asked to stop: power button pressed, {} s to power off",
+                    self.grace.as_secs()
+                ));
+                press(machine);
+                self.report();
+                None
+            }
+            Action::Restart => Some(Next::Restart),
+            Action::End(reason) => Some(Next::End(Ending {
+                reason,
+                message: self.message(reason, event),
+            })),
+        }
+    }
+
+    fn message(&self, reason: ExitReason, event: &Event) -> String {
+        let asked = self.power_off.is_some();
+        match (reason, event) {
+            (_, Event::Crashed(what)) => format!("the guest crashed: {what}"),
+            (ExitReason::PoweredOff, _) if asked => "the guest powered off after the power button".to_owned(),
+            (ExitReason::PoweredOff, _) => "the guest powered itself off".to_owned(),
+            (ExitReason::ForcedOff, _) => format!(
+                "the guest did not power off within {} s of the power button; raise terminationGracePeriodSeconds, or see that it \
+                 handles the ACPI power button",
+                self.grace.as_secs()
+            ),
+            (ExitReason::GuestCrashed, Event::TripleFault) => {
+                "the guest shut its processor down (triple fault) again and again right after its start; see its console".to_owned()
+            }
+            (ExitReason::GuestCrashed, _) => {
+                "the guest reset itself again and again right after its start; see its console".to_owned()
+            }
+            (reason, event) => format!("{reason:?} after {event:?}"),
+        }
+    }
+
+    /// Empties everything that the guest has filled. vCPUs no longer run.
+    fn reset(&mut self) -> Result<(), RunError> {
+        self.resets += 1;
+        log::line(format_args!("the guest was reset ({} so far)", self.resets));
+        for function in self.platform.pci.functions() {
+            function.power_on_reset();
+        }
+        memory::clear(&self.platform.memory).map_err(RunError::Memory)?;
+        self.platform.vm.reset(&self.platform.host).map_err(RunError::Kvm)?;
+        // What the last life still had to say is of no interest to this one, but for a request to stop.
+        self.platform.mailbox.take();
+        self.events.retain(|event| *event == Event::StopRequested);
+        Ok(())
+    }
+
+    fn status(&self) -> GuestStatus {
+        GuestStatus {
+            state: match self.state.phase {
+                Phase::Booting => GuestState::Booting,
+                Phase::Running => GuestState::Running,
+                Phase::PoweringOff | Phase::Ended(_) => GuestState::PoweringOff,
+            },
+            boot_time_ms: self.boot_time_ms,
+            vcpus: u32::from(self.platform.vcpus),
+            memory_bytes: self.platform.memory_bytes,
+            resets: self.resets,
+        }
+    }
+
+    fn report(&mut self) {
+        let status = self.status();
+        if let Some(agent) = &mut self.agent {
+            agent.report(&self.poll, &status);
+        }
+    }
+
+    /// Waits for input, unless the guest has not read the last.
+    fn poll_stdin(&mut self) -> io::Result<()> {
+        match self.stdin {
+            Stdin::Polled(_) | Stdin::Closed => {}
+            Stdin::Waiting => {
+                let added = self.poll.add(rustix::stdio::stdin(), EventFlags::IN, Source::Stdin);
+                self.stdin = match added {
+                    Ok(token) => Stdin::Polled(token),
+                    // A regular file or /dev/null: nothing that anybody types into.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Stdin::Closed,
+                    Err(error) if error.raw_os_error() == Some(libc::EBADF) => Stdin::Closed,
+                    Err(error) => return Err(error),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn read_stdin(&mut self, machine: &Machine) {
+        let Stdin::Polled(token) = self.stdin else {
+            return;
+        };
+        let capacity = machine.serial.capacity();
+        let mut buffer = [0; 64];
+        let room = buffer.get_mut(..capacity.min(64)).unwrap_or_default();
+        if room.is_empty() {
+            self.poll.remove(rustix::stdio::stdin(), token);
+            self.stdin = Stdin::Waiting;
+            return;
+        }
+        match rustix::io::read(rustix::stdio::stdin(), &mut *room) {
+            Ok(count @ 1..) => {
+                if let Err(error) = machine.serial.input(&room[..count]) {
+                    log::line(format_args!("failed to pass console input to the guest: {error}"));
+                }
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Ok(0) | Err(_) => {
+                self.poll.remove(rustix::stdio::stdin(), token);
+                self.stdin = Stdin::Closed;
+            }
+        }
+    }
+}
+
+fn press(machine: &Machine) {
+    if let Err(error) = machine.power.press_power_button() {
+        log::line(format_args!("failed to press the power button: {error}"));
+    }
+}

@@ -1,0 +1,198 @@
+//! Guest RAM: where it is and how it is mapped.
+
+use std::io;
+use std::sync::Arc;
+
+use node_shim_virtio::device::Memory;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+
+use crate::layout;
+
+/// Why guest RAM cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MemoryError {
+    /// mmap(2) failed.
+    #[error("failed to map {bytes} bytes of guest memory: {source}")]
+    Map {
+        /// Size of the region.
+        bytes: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The regions do not make a memory map: a defect.
+    #[error("failed to build the guest's memory from its regions: {0}")]
+    Regions(String),
+}
+
+/// A range of guest-physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Range {
+    /// First address.
+    pub(crate) start: u64,
+    /// Bytes.
+    pub(crate) size: u64,
+}
+
+impl Range {
+    /// First address after the range.
+    pub(crate) const fn end(self) -> u64 {
+        self.start + self.size
+    }
+}
+
+/// Where `size_bytes` of RAM go: below the hole, and what is left above 4 GiB.
+pub(crate) fn ram_ranges(size_bytes: u64) -> Vec<Range> {
+    let low = size_bytes.min(layout::HOLE_START);
+    let mut ranges = vec![Range { start: 0, size: low }];
+    if size_bytes > low {
+        ranges.push(Range {
+            start: layout::RAM_ABOVE_4G,
+            size: size_bytes - low,
+        });
+    }
+    ranges
+}
+
+/// What a range of the guest's memory map is for (ACPI 6.4, table 15.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum MapKind {
+    /// Usable RAM.
+    Ram = 1,
+    /// Not for the operating system.
+    Reserved = 2,
+}
+
+/// The memory map that the guest is given (E820 for bzImage, `hvm_memmap_table` for PVH).
+pub(crate) fn memory_map(size_bytes: u64) -> Vec<(Range, MapKind)> {
+    let mut map = vec![
+        (
+            Range {
+                start: 0,
+                size: layout::LOW_RAM_END,
+            },
+            MapKind::Ram,
+        ),
+        (
+            Range {
+                start: layout::LOW_RAM_END,
+                size: layout::HIGH_RAM_START - layout::LOW_RAM_END,
+            },
+            MapKind::Reserved,
+        ),
+    ];
+    for range in ram_ranges(size_bytes) {
+        let start = range.start.max(layout::HIGH_RAM_START);
+        map.push((
+            Range {
+                start,
+                size: range.end() - start,
+            },
+            MapKind::Ram,
+        ));
+    }
+    map.push((
+        Range {
+            start: layout::ECAM,
+            size: layout::ECAM_SIZE,
+        },
+        MapKind::Reserved,
+    ));
+    map.sort_by_key(|(range, _)| range.start);
+    map
+}
+
+/// Maps guest RAM: anonymous, private, not reserved in advance, with huge pages where the host has them.
+pub(crate) fn map(size_bytes: u64) -> Result<Arc<Memory>, MemoryError> {
+    let mut regions = Vec::new();
+    for range in ram_ranges(size_bytes) {
+        let bytes = usize::try_from(range.size).map_err(|error| MemoryError::Regions(error.to_string()))?;
+        let mapping = MmapRegion::<()>::build(
+            None,
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        )
+        .map_err(|error| MemoryError::Map {
+            bytes: range.size,
+            source: io::Error::other(error),
+        })?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(range.start))
+            .ok_or_else(|| MemoryError::Regions(format!("a region at {:#x} overflows", range.start)))?;
+        regions.push(region);
+    }
+    let memory = Memory::from_regions(regions).map_err(|error| MemoryError::Regions(error.to_string()))?;
+    for region in memory.iter() {
+        advise(region);
+    }
+    Ok(Arc::new(memory))
+}
+
+/// Empties guest RAM: every page reads as zero again.
+pub(crate) fn clear(memory: &Memory) -> Result<(), MemoryError> {
+    for region in memory.iter() {
+        let bytes = usize::try_from(region.len()).map_err(|error| MemoryError::Regions(error.to_string()))?;
+        // SAFETY: the range is exactly one live private anonymous mapping that nobody holds Rust references into.
+        let result = unsafe { rustix::mm::madvise(region.as_ptr().cast(), bytes, rustix::mm::Advice::LinuxDontNeed) };
+        result.map_err(|source| MemoryError::Map {
+            bytes: region.len(),
+            source: source.into(),
+        })?;
+    }
+    Ok(())
+}
+
+/// Asks for huge pages, and keeps guest memory out of core dumps. Both are optimisations: a refusal changes nothing else.
+fn advise(region: &GuestRegionMmap<()>) {
+    let Ok(bytes) = usize::try_from(region.len()) else {
+        return;
+    };
+    for advice in [rustix::mm::Advice::LinuxHugepage, rustix::mm::Advice::LinuxDontDump] {
+        // SAFETY: the range is exactly one live mapping, and neither advice changes its contents.
+        let _ = unsafe { rustix::mm::madvise(region.as_ptr().cast(), bytes, advice) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn ram_goes_around_the_hole() {
+        let range = |start, size| Range { start, size };
+        let cases = [
+            (64 * MIB, vec![range(0, 64 * MIB)]),
+            (3 * GIB, vec![range(0, 3 * GIB)]),
+            (3 * GIB + 4096, vec![range(0, 3 * GIB), range(4 * GIB, 4096)]),
+            (8 * GIB, vec![range(0, 3 * GIB), range(4 * GIB, 5 * GIB)]),
+        ];
+        for (size, expected) in cases {
+            assert_eq!(ram_ranges(size), expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn the_map_covers_all_ram_but_the_bios_area_and_never_overlaps() {
+        for size in [64 * MIB, 3 * GIB, 3 * GIB + 4096, 64 * GIB] {
+            let map = memory_map(size);
+            for pair in map.windows(2) {
+                assert!(pair[0].0.end() <= pair[1].0.start, "{map:x?}");
+            }
+            let ram: u64 = map
+                .iter()
+                .filter(|(_, kind)| *kind == MapKind::Ram)
+                .map(|(range, _)| range.size)
+                .sum();
+            assert_eq!(ram, size - (layout::HIGH_RAM_START - layout::LOW_RAM_END));
+        }
+    }
+
+    #[test]
+    fn mapped_memory_has_the_size_that_was_asked_for() {
+        let memory = map(16 * MIB).unwrap();
+        assert_eq!(memory.iter().map(GuestMemoryRegion::len).sum::<u64>(), 16 * MIB);
+    }
+}
