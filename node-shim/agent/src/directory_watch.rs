@@ -9,6 +9,8 @@ use rustix::fs::inotify;
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
+use crate::event_loop;
+
 /// Room for some 15 events with the longest file name (`NAME_MAX`, 255 bytes).
 const EVENT_BUFFER_BYTES: usize = 4096;
 
@@ -37,7 +39,7 @@ impl DirectoryWatch {
                 | inotify::WatchFlags::DELETE
                 | inotify::WatchFlags::MOVED_FROM;
             inotify::add_watch(&inotify, directory, events | inotify::WatchFlags::ONLYDIR)?;
-            AsyncFd::new(inotify)
+            event_loop::watch(inotify)
         };
         let inotify = open().map_err(|source| Error { directory: directory.to_owned(), source })?;
         Ok(Self { inotify, directory: directory.to_owned(), file_name: file_name.to_owned() })

@@ -5,6 +5,7 @@
 
 mod device_plugin;
 mod directory_watch;
+mod event_loop;
 mod kubelet;
 mod kvm_report;
 mod network;

@@ -1,10 +1,11 @@
 //! Whether VMs can run here.
 
-use std::convert::Infallible;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use kvm_ioctls::{Cap, Kvm};
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::watch;
 
 /// `KVM_API_VERSION` (linux/kvm.h): the only one there is.
@@ -25,7 +26,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 pub(super) enum Error {
     /// Not there or not allowed.
     #[error("failed to open /dev/kvm: {0}: load kvm_intel or kvm_amd on the node, then restart the agent's pod")]
-    Open(kvm_ioctls::Error),
+    Open(io::Error),
     /// Another KVM.
     #[error("KVM has API version {0} and not {API_VERSION}")]
     ApiVersion(i32),
@@ -43,12 +44,12 @@ pub(super) enum Error {
     Paravirtual,
     /// No /proc.
     #[error("failed to read /proc/cpuinfo: {0}")]
-    CpuInfo(std::io::Error),
+    CpuInfo(io::Error),
 }
 
 /// Tries KVM now and then, and keeps `kvm` to what it finds.
 pub(super) async fn watch(allow_paravirtual: bool, kvm: watch::Sender<Result<(), String>>) -> Result<(), super::Error> {
-    let never: Infallible = loop {
+    loop {
         let found = tokio::task::block_in_place(|| probe(allow_paravirtual)).map_err(|error| error.to_string());
         kvm.send_if_modified(|known| {
             let changed = *known != found;
@@ -62,19 +63,16 @@ pub(super) async fn watch(allow_paravirtual: bool, kvm: watch::Sender<Result<(),
             changed
         });
         tokio::time::sleep(INTERVAL).await;
-    };
-    match never {}
+    }
 }
 
 /// Opens `/dev/kvm` for a shim, which makes its VM on it.
 pub(super) fn open() -> Result<OwnedFd, Error> {
-    let kvm = Kvm::new().map_err(Error::Open)?;
-    // SAFETY: `into_raw_fd` gives the descriptor away, so that nobody else closes it.
-    Ok(unsafe { OwnedFd::from_raw_fd(kvm.into_raw_fd()) })
+    rustix::fs::open("/dev/kvm", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| Error::Open(error.into()))
 }
 
 fn probe(allow_paravirtual: bool) -> Result<(), Error> {
-    let kvm = Kvm::new().map_err(Error::Open)?;
+    let kvm = Kvm::new().map_err(|error| Error::Open(error.into()))?;
     let version = kvm.get_api_version();
     if version != API_VERSION {
         return Err(Error::ApiVersion(version));

@@ -11,6 +11,8 @@ use rustix::net::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::event_loop;
+
 /// What is wrong with a packet or its connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -46,7 +48,7 @@ pub(super) struct Connection(AsyncFd<OwnedFd>);
 impl Connection {
     /// Takes a nonblocking `SOCK_SEQPACKET` socket.
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self(AsyncFd::new(socket)?))
+        Ok(Self(event_loop::watch(socket)?))
     }
 
     /// The next request, or nothing when the peer has hung up. Cancel safe.
@@ -122,6 +124,7 @@ fn parse(packet: &[u8]) -> Result<Request, Error> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::io::Read;
     use std::os::fd::AsFd;
 
     use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceRequest, VERSION};
@@ -175,7 +178,7 @@ mod tests {
     #[tokio::test]
     async fn descriptors_of_refused_packets_are_closed() {
         let (theirs, ours) = pair();
-        let (read, write) = rustix::pipe::pipe().unwrap();
+        let (mut read, write) = std::io::pipe().unwrap();
         let descriptors = [write.as_fd()];
         let mut space = [MaybeUninit::uninit(); 64];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -184,7 +187,7 @@ mod tests {
         drop(write);
         assert!(ours.receive().await.is_err());
         // The last writer is gone, so the pipe is at its end.
-        assert_eq!(rustix::io::read(&read, &mut [0; 1]).unwrap(), 0);
+        assert_eq!(read.read(&mut [0; 1]).unwrap(), 0);
     }
 
     fn any_request() -> impl Strategy<Value = Request> {

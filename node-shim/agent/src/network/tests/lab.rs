@@ -1,0 +1,186 @@
+//! A node's namespace, a pod's namespace, and a guest on the pod's tap.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::Command;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use node_shim_protocol::agent::InterfaceGrant;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, ipproto};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+
+use super::super::plan::tests::interfaces;
+use super::super::{Attached, Error, PodNamespace};
+use super::frame::{Datagram, Seen};
+
+pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+pub(super) const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 7);
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
+pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(super) const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 1, 0];
+/// Longest wait for something that must come.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// `sizeof(struct virtio_net_hdr)`, before each frame of a tap with IFF_VNET_HDR.
+const VIRTIO_NET_HEADER_BYTES: usize = 10;
+
+/// A network namespace; the kernel removes it with its last descriptor.
+pub(super) struct Namespace(File);
+
+impl Namespace {
+    /// A new one, or nothing without root.
+    pub(super) fn new() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
+        let make = || {
+            // SAFETY: only this thread's network namespace changes, and the thread ends right after.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        };
+        Some(Self(std::thread::spawn(make).join().unwrap()))
+    }
+
+    /// Starts `work` on a thread inside. A socket that it makes stays there.
+    pub(super) fn start<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let namespace = self.0.try_clone().unwrap();
+        std::thread::spawn(move || {
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        })
+    }
+
+    /// Does `work` inside.
+    pub(super) fn inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.start(work).join().unwrap()
+    }
+
+    /// What a command inside prints.
+    pub(super) fn run(&self, program: &'static str, arguments: &[&str]) -> String {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        self.inside(move || {
+            let output = Command::new(program).args(&arguments).output().unwrap();
+            assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        })
+    }
+
+    fn ip(&self, arguments: &str) {
+        self.run("ip", &arguments.split(' ').collect::<Vec<_>>());
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+/// The test's end of the tap.
+pub(super) struct Guest(Option<File>);
+
+impl Guest {
+    /// The next IPv4 packet of `protocol`; what the kernel says besides is passed over.
+    pub(super) fn receive(&self, protocol: u8) -> Seen {
+        let deadline = Instant::now() + PATIENCE;
+        let mut tap = self.0.as_ref().unwrap();
+        let mut frame = [0; 65536];
+        loop {
+            match tap.read(&mut frame) {
+                Ok(length) => match Seen::parse(&frame[VIRTIO_NET_HEADER_BYTES..length]) {
+                    Some(seen) if seen.datagram.protocol == protocol => return seen,
+                    Some(_) | None => {}
+                },
+                Err(error) if error.kind() == ErrorKind::WouldBlock => wait_readable(tap, deadline),
+                Err(error) => panic!("the tap cannot be read: {error}"),
+            }
+        }
+    }
+
+    /// Sends a packet.
+    pub(super) fn send(&self, datagram: &Datagram) {
+        let mut frame = vec![0; VIRTIO_NET_HEADER_BYTES];
+        frame.extend([0x02, 0, 0x54, 0x4d, 0, 0]);
+        frame.extend(GUEST_MAC);
+        frame.extend(0x0800_u16.to_be_bytes());
+        frame.extend(datagram.encode());
+        self.0.as_ref().unwrap().write_all(&frame).unwrap();
+    }
+}
+
+fn wait_readable(tap: &File, deadline: Instant) {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = Timespec { tv_sec: left.as_secs().try_into().unwrap(), tv_nsec: left.subsec_nanos().into() };
+    let ready = rustix::event::poll(&mut [PollFd::new(tap, PollFlags::IN)], Some(&timeout)).unwrap();
+    assert!(ready > 0, "the guest got no such packet");
+}
+
+/// Everything.
+pub(super) struct Lab {
+    pub(super) node: Namespace,
+    pub(super) pod: Namespace,
+    pub(super) guest: Guest,
+    pub(super) grant: InterfaceGrant,
+}
+
+impl Lab {
+    /// A pod with one guest interface, or nothing without root.
+    pub(super) fn new() -> Option<Self> {
+        Self::with_interfaces(1)
+    }
+
+    /// A pod whose guest has `count` interfaces, of which the lab holds the first.
+    pub(super) fn with_interfaces(count: u8) -> Option<Self> {
+        let (node, pod) = (Namespace::new()?, Namespace::new()?);
+        node.ip(&format!("link add node0 type veth peer name eth0 netns {}", pod.path()));
+        node.ip("addr add 10.244.1.1/24 dev node0");
+        node.ip("link set node0 up");
+        pod.ip("addr add 10.244.1.7/24 dev eth0");
+        pod.ip("link set eth0 mtu 1450 up");
+        pod.ip("link set lo up");
+        pod.ip("route add default via 10.244.1.1");
+        let Attached { grant, tap } = attach_interfaces(&pod, count).unwrap().swap_remove(0);
+        Some(Self { node, pod, guest: Guest(Some(tap.into())), grant })
+    }
+
+    /// Attaches again, as a shim does that was started again; the old tap is returned.
+    pub(super) fn attach_again(&mut self) -> Guest {
+        let Attached { tap, .. } = attach(&self.pod).unwrap().swap_remove(0);
+        std::mem::replace(&mut self.guest, Guest(Some(tap.into())))
+    }
+
+    /// Closes the tap.
+    pub(super) fn without_guest(mut self) -> Self {
+        self.guest = Guest(None);
+        self
+    }
+
+    /// The rules as nft prints them.
+    pub(super) fn rules(&self) -> String {
+        self.pod.run("nft", &["list", "ruleset"])
+    }
+}
+
+/// Attaches one interface.
+pub(super) fn attach(pod: &Namespace) -> Result<Vec<Attached>, Error> {
+    attach_interfaces(pod, 1)
+}
+
+fn attach_interfaces(pod: &Namespace, count: u8) -> Result<Vec<Attached>, Error> {
+    let namespace = PodNamespace::check(pod.0.try_clone().unwrap().into()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(super::super::attach(namespace, interfaces(count)))
+}
+
+/// A raw socket for ICMP, with a time limit on reads.
+pub(super) fn icmp_socket() -> File {
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMP)).unwrap();
+    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
+    File::from(socket)
+}
+
+/// Sets where a raw socket sends to.
+pub(super) fn connect(socket: &File, to: Ipv4Addr) {
+    rustix::net::connect(socket, &SocketAddrV4::new(to, 0)).unwrap();
+}

@@ -1,0 +1,268 @@
+//! One conversation with a shim, from its first packet to the end of the connection.
+//!
+//! ```text
+//! connected ──Hello──► caller known ──► network, /dev/kvm ──Granted──► live ──Status──► live ──hang-up──► over
+//!     │                     └────────────Refused────────────► over      ▲
+//!     └──Resume──► caller known ────────────────────────────────────────┘
+//! ```
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use node_shim_protocol::agent::{GuestStatus, InterfaceRequest, Request, Response, VERSION};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
+
+use super::board::{ConnectionId, Report};
+use super::identity::{self, PodName};
+use super::kvm;
+use super::packet::{self, Connection, Received};
+use crate::network::{self, GuestInterface, PodNamespace};
+
+/// How long a caller may take to say something.
+const FIRST_PACKET_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller may take to take an answer.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pod networks that are set up at the same time; a set-up takes some milliseconds.
+pub(super) const CONCURRENT_NAMESPACES: usize = 8;
+
+/// What a conversation needs.
+#[derive(Clone)]
+pub(super) struct Services {
+    /// Whether KVM works, and why not.
+    pub(super) kvm: watch::Receiver<Result<(), String>>,
+    /// Where the guests' states go.
+    pub(super) reports: mpsc::Sender<Report>,
+    /// Socket of the kubelet's PodResources service.
+    pub(super) pod_resources: Arc<Path>,
+    /// Turns for [`CONCURRENT_NAMESPACES`].
+    pub(super) namespaces: Arc<Semaphore>,
+}
+
+/// Why a conversation ended before the peer hung up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The connection or a packet.
+    #[error(transparent)]
+    Packet(packet::Error),
+    /// Silence.
+    #[error("nothing was said for {} s", FIRST_PACKET_TIMEOUT.as_secs())]
+    Silent,
+    /// The answer is not taken.
+    #[error("the answer was not taken for {} s", SEND_TIMEOUT.as_secs())]
+    Deaf,
+    /// The peer does not keep to the protocol.
+    #[error("{0}")]
+    Protocol(&'static str),
+    /// Refused, and the peer was told.
+    #[error("refused: {0}")]
+    Refused(#[from] Refusal),
+    /// The end of the agent.
+    #[error("nobody takes reports any more")]
+    NoReports,
+}
+
+/// A refusal: what the peer is told.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// Another protocol.
+    #[error("node-shim speaks version {0} of the agent's protocol and this node-agent {VERSION}: use images of the same release")]
+    Version(u32),
+    /// The descriptor is missing, or there are more.
+    #[error("a Hello needs exactly one descriptor, the network namespace, but {0} came")]
+    Descriptors(usize),
+    /// Unknown caller.
+    #[error("{0}")]
+    Caller(identity::Error),
+    /// No KVM.
+    #[error("KVM does not work on this node: {0}")]
+    Kvm(String),
+    /// An interface that cannot be.
+    #[error("{0}")]
+    Network(network::Error),
+    /// A status that cannot be.
+    #[error("the guest's status is out of bounds")]
+    Status,
+}
+
+impl Refusal {
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Version(_) | Self::Descriptors(_) | Self::Status => false,
+            Self::Caller(_) | Self::Kvm(_) => true,
+            Self::Network(error) => error.is_retryable(),
+        }
+    }
+
+    /// The answer.
+    fn response(&self) -> Response {
+        Response::Refused { reason: self.to_string(), retryable: self.is_retryable() }
+    }
+}
+
+/// One conversation.
+pub(super) struct Session {
+    connection: Connection,
+    device: String,
+    services: Services,
+    id: ConnectionId,
+    /// Told to [`super::device_socket`] as soon as it is known.
+    caller: Arc<OnceLock<PodName>>,
+}
+
+impl Session {
+    /// A conversation on `connection`, which was made to the socket of `device`.
+    pub(super) fn new(connection: Connection, device: String, services: Services, caller: Arc<OnceLock<PodName>>) -> Self {
+        Self { connection, device, services, id: ConnectionId::next(), caller }
+    }
+
+    /// Talks until one side has enough; a peer that hangs up after it was served is the usual end.
+    pub(super) async fn run(self) {
+        let device = &self.device;
+        let pod = || self.caller.get().map_or_else(|| "unknown pod".to_owned(), ToString::to_string);
+        match self.talk().await {
+            Ok(()) => tracing::info!(%device, pod = pod(), "the VM hung up"),
+            Err(error) => tracing::warn!(%device, pod = pod(), "the conversation with a VM ended: {error}"),
+        }
+        if let Some(pod) = self.caller.get() {
+            // Without a receiver the agent is ending, and with it all that it knows.
+            let _ = self.services.reports.send(Report::HungUp { pod: pod.clone(), connection: self.id }).await;
+        }
+    }
+
+    async fn talk(&self) -> Result<(), Error> {
+        let first = tokio::time::timeout(FIRST_PACKET_TIMEOUT, self.connection.receive()).await;
+        let Some(first) = first.map_err(|_| Error::Silent)?.map_err(Error::Packet)? else {
+            return Ok(());
+        };
+        let pod = match self.begin(first).await {
+            Ok(pod) => pod,
+            Err(Error::Refused(refusal)) => {
+                self.send(&refusal.response(), &[]).await?;
+                return Err(refusal.into());
+            }
+            Err(error) => return Err(error),
+        };
+        self.relay(pod).await
+    }
+
+    async fn begin(&self, first: Received) -> Result<&PodName, Error> {
+        let Received { request, descriptors } = first;
+        let (version, status) = match &request {
+            Request::Hello { version, .. } => (*version, None),
+            Request::Resume { version, status } => (*version, Some(status.clone())),
+            Request::Status(_) => return Err(Error::Protocol("the first packet was a Status")),
+        };
+        if version != VERSION {
+            return Err(Refusal::Version(version).into());
+        }
+        let pod = identity::of_device(&self.services.pod_resources, &self.device).await.map_err(Refusal::Caller)?;
+        let pod = self.caller.get_or_init(|| pod);
+        match request {
+            Request::Hello { interfaces, .. } => {
+                let count = descriptors.len();
+                let [namespace] = <[_; 1]>::try_from(descriptors).map_err(|_| Refusal::Descriptors(count))?;
+                let namespace = PodNamespace::check(namespace).map_err(|error| Refusal::Network(network::Error::Namespace(error)))?;
+                self.grant(pod, namespace, &interfaces).await?;
+            }
+            Request::Resume { .. } | Request::Status(_) => {
+                tracing::info!(device = %self.device, %pod, "a running VM is back");
+                if let Some(status) = status {
+                    self.report(pod, status).await?;
+                }
+            }
+        }
+        Ok(pod)
+    }
+
+    async fn grant(&self, pod: &PodName, namespace: PodNamespace, interfaces: &[InterfaceRequest]) -> Result<(), Error> {
+        self.services.kvm.borrow().clone().map_err(Refusal::Kvm)?;
+        let interfaces = GuestInterface::check_all(interfaces).map_err(|error| Refusal::Network(network::Error::Plan(error)))?;
+        let kvm = kvm::open().map_err(|error| Refusal::Kvm(error.to_string()))?;
+        let attached = {
+            let turn = self.services.namespaces.acquire().await.map_err(|_| Error::NoReports)?;
+            let attached = network::attach(namespace, interfaces).await.map_err(Refusal::Network)?;
+            drop(turn);
+            attached
+        };
+        tracing::info!(device = %self.device, %pod, interfaces = attached.len(), "granted /dev/kvm and network to a VM");
+        let descriptors: Vec<_> = std::iter::once(kvm.as_fd()).chain(attached.iter().map(|attached| attached.tap.as_fd())).collect();
+        let grants = attached.iter().map(|attached| attached.grant.clone()).collect();
+        self.send(&Response::Granted { interfaces: grants }, &descriptors).await
+    }
+
+    /// Passes the guest's states on until the peer hangs up. A peer that talks too much is read more slowly.
+    async fn relay(&self, pod: &PodName) -> Result<(), Error> {
+        let mut pace = Pace::new(Instant::now());
+        loop {
+            tokio::time::sleep_until(pace.next(Instant::now())).await;
+            let Some(Received { request, descriptors }) = self.connection.receive().await.map_err(Error::Packet)? else {
+                return Ok(());
+            };
+            if !descriptors.is_empty() {
+                return Err(Error::Protocol("a Status came with descriptors"));
+            }
+            match request {
+                Request::Status(status) => self.report(pod, status).await?,
+                Request::Hello { .. } | Request::Resume { .. } => {
+                    return Err(Error::Protocol("a second Hello or Resume came on one connection"));
+                }
+            }
+        }
+    }
+
+    async fn report(&self, pod: &PodName, status: GuestStatus) -> Result<(), Error> {
+        if !super::board::is_plausible(&status) {
+            return Err(Refusal::Status.into());
+        }
+        let report = Report::Guest { pod: pod.clone(), connection: self.id, status };
+        self.services.reports.send(report).await.map_err(|_| Error::NoReports)
+    }
+
+    async fn send(&self, response: &Response, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), Error> {
+        let sent = tokio::time::timeout(SEND_TIMEOUT, self.connection.send(response, descriptors)).await;
+        sent.map_err(|_| Error::Deaf)?.map_err(Error::Packet)
+    }
+}
+
+/// How often a peer is listened to: [`Pace::BURST`] packets at once, then one in each [`Pace::INTERVAL`]. Pure.
+struct Pace {
+    /// When a peer that had always kept to the interval would have its next turn.
+    turn: Instant,
+}
+
+impl Pace {
+    const BURST: u32 = 20;
+    const INTERVAL: Duration = Duration::from_millis(500);
+
+    fn new(now: Instant) -> Self {
+        Self { turn: now }
+    }
+
+    /// When the next packet may be read.
+    fn next(&mut self, now: Instant) -> Instant {
+        self.turn = self.turn.max(now) + Self::INTERVAL;
+        let ahead = self.turn.duration_since(now).saturating_sub(Self::BURST * Self::INTERVAL);
+        now + ahead
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_burst_is_taken_at_once_and_then_one_packet_in_an_interval() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        for _ in 0..Pace::BURST {
+            assert_eq!(pace.next(start), start);
+        }
+        assert_eq!(pace.next(start), start + Pace::INTERVAL);
+        assert_eq!(pace.next(start + Pace::INTERVAL), start + 2 * Pace::INTERVAL);
+        let later = start + Duration::from_secs(60);
+        assert_eq!(pace.next(later), later);
+    }
+}
