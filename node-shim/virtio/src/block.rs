@@ -2,6 +2,7 @@
 //! [`Block::handle`]: nothing is in flight between two calls.
 
 pub mod file;
+pub mod memory;
 pub mod overlay;
 pub mod request;
 pub mod storage;
@@ -10,12 +11,13 @@ use virtio_bindings::bindings::virtio_blk;
 use vm_memory::Bytes;
 
 pub use self::file::FileStorage;
+pub use self::memory::MemoryStorage;
 pub use self::overlay::OverlayStorage;
 use self::request::{HEADER_BYTES, Limits, Operation, Status};
 pub use self::storage::{SECTOR_BYTES, Storage, StorageError};
 use crate::buffers::{Buffers, Room};
 use crate::chain::Chain;
-use crate::device::{Activation, DeviceError, DeviceType, Event, Memory, VirtioDevice};
+use crate::device::{Activation, DeviceError, DeviceType, Event, Memory, VirtioDevice, read_config_bytes};
 use crate::ring::{Ring, Step};
 
 /// Entries of the request queue.
@@ -101,14 +103,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = config(self.engine.storage.len());
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at)
-                .ok()
-                .and_then(|at| config.get(at))
-                .copied()
-                .unwrap_or(0);
-        }
+        read_config_bytes(&config(self.engine.storage.len()), offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), DeviceError> {

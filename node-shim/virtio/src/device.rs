@@ -133,3 +133,14 @@ pub trait VirtioDevice: Send {
     /// Back to the state before activation; in-flight requests are finished or dropped before this returns.
     fn reset(&mut self);
 }
+
+/// Answers a read of `data` at `offset` from a device-specific configuration; what is beyond it reads as zero.
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let config = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..))
+        .unwrap_or_default();
+    let count = config.len().min(data.len());
+    data[..count].copy_from_slice(&config[..count]);
+}

@@ -14,11 +14,11 @@ pub mod block;
 pub mod buffers;
 pub mod chain;
 pub mod device;
-
 pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
+pub mod seed;
 pub mod transport;
 
 #[cfg(any(test, feature = "testing"))]

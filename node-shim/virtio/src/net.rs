@@ -30,7 +30,7 @@ pub use self::responder::GuestIdentity;
 use self::responder::Responder;
 pub use self::transmit::TransmitDrops;
 use self::transmit::Transmitter;
-use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, VirtioDevice};
+use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, VirtioDevice, read_config_bytes};
 use crate::ring::Ring;
 
 /// Bytes of `struct virtio_net_hdr`, with `num_buffers` (5.1.6), in the queues and on the tap.
@@ -117,13 +117,7 @@ impl VirtioDevice for Net {
         config[6] = u8::try_from(virtio_net::VIRTIO_NET_S_LINK_UP).unwrap_or(1);
         config[8] = 1;
         config[10..].copy_from_slice(&guest.mtu.to_le_bytes());
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at)
-                .ok()
-                .and_then(|at| config.get(at))
-                .copied()
-                .unwrap_or(0);
-        }
+        read_config_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), DeviceError> {

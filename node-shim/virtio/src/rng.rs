@@ -86,3 +86,50 @@ fn give(memory: &Memory, chain: &Chain, room: &mut Room) -> Result<u32, DeviceEr
     // At most MAX_BYTES.
     Ok(u32::try_from(written).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::driver::{peek, put};
+    use crate::testing::{Descriptor, DriverQueue, activate, guest_memory};
+
+    #[test]
+    fn requests_get_random_bytes_and_no_more_than_256() {
+        let memory = guest_memory();
+        let mut queue = DriverQueue::new(0x1000, 16);
+        let mut device = Rng::new();
+        let (interrupts, _kicks) = activate(&mut device, &memory, 0, &[queue]).unwrap();
+        for (head, length) in [(0, 64_u32), (1, 256), (2, 0x8_0000), (3, 0)] {
+            queue.send(&memory, head, &[Descriptor::writable(0x4_0000, length)]);
+        }
+        queue.send(&memory, 4, &[Descriptor::readable(0x2000, 16)]);
+        device.handle(Event::Queue(0)).unwrap();
+        let used: Vec<_> = std::iter::from_fn(|| queue.used(&memory)).collect();
+        assert_eq!(used, [(0, 64), (1, 256), (2, 256), (3, 0), (4, 0)]);
+        assert_ne!(peek(&memory, 0x4_0000, 64), [0; 64]);
+        assert_eq!(peek(&memory, 0x4_0100, 256), [0; 256]);
+        assert_eq!(interrupts.triggered(), [0]);
+    }
+
+    #[test]
+    fn hostile_buffers_stop_the_device() {
+        for descriptor in [
+            Descriptor::writable(u64::MAX, 2),
+            Descriptor::writable(0xf_ffff, 2),
+            Descriptor {
+                flags: Descriptor::NEXT | Descriptor::WRITE,
+                next: 99,
+                ..Descriptor::writable(0x4000, 2)
+            },
+        ] {
+            let memory = guest_memory();
+            let mut queue = DriverQueue::new(0x1000, 16);
+            let mut device = Rng::new();
+            activate(&mut device, &memory, 0, &[queue]).unwrap();
+            put(&memory, 0x4000, &[0; 2]);
+            queue.send(&memory, 0, &[descriptor]);
+            assert!(device.handle(Event::Queue(0)).is_err(), "{descriptor:x?}");
+            assert_eq!(queue.used(&memory), None);
+        }
+    }
+}

@@ -1,8 +1,10 @@
 //! The VMM's and the driver's side of a device, for tests and fuzz targets: no part of the product.
 
+pub mod activation;
 pub mod driver;
 pub mod vmm;
 
+pub use activation::activate;
 pub use driver::{Descriptor, DriverQueue};
 pub use vmm::{ActivatorLog, InterruptLog};
 

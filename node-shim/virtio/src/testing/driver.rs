@@ -68,8 +68,10 @@ pub struct DriverQueue {
     pub available_ring: u64,
     /// Guest-physical address of the used ring.
     pub used_ring: u64,
-    available: u16,
-    seen_used: u16,
+    /// Index of the next available entry.
+    pub available: u16,
+    /// Index of the next used entry that was not looked at.
+    pub seen_used: u16,
 }
 
 impl DriverQueue {

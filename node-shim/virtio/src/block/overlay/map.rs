@@ -100,6 +100,11 @@ fn blocks(disk_bytes: u64) -> u64 {
     disk_bytes.div_ceil(BLOCK_BYTES)
 }
 
+/// The first block after those in the same word.
+fn word_end(block: u64) -> u64 {
+    (block | (WORD_BITS - 1)).saturating_add(1)
+}
+
 /// Which blocks the overlay has.
 #[derive(Debug)]
 pub struct BlockMap {
@@ -141,7 +146,7 @@ impl BlockMap {
             if different != 0 {
                 return (present, (at + u64::from(different.trailing_zeros())).min(end));
             }
-            at = (at / WORD_BITS + 1) * WORD_BITS;
+            at = word_end(at);
         }
         (present, end.max(block + 1))
     }
@@ -151,7 +156,7 @@ impl BlockMap {
         let end = end.min(self.blocks);
         let mut at = first;
         while at < end {
-            let next = ((at / WORD_BITS + 1) * WORD_BITS).min(end);
+            let next = word_end(at).min(end);
             let ones = u64::MAX >> (WORD_BITS - (next - at)) << (at % WORD_BITS);
             let index = usize::try_from(at / WORD_BITS).unwrap_or(usize::MAX);
             if let Some(word) = self.words.get_mut(index)

@@ -1,1 +1,322 @@
+use proptest::prelude::*;
+use vm_memory::GuestAddress;
 
+use super::*;
+use crate::buffers::Room;
+use crate::chain::Segment;
+use crate::device::Memory;
+use crate::testing::driver::{peek, put};
+use crate::testing::guest_memory;
+
+/// Sectors of the disk: not a whole number of blocks.
+const SECTORS: u64 = 203;
+const SECTOR: u64 = 512;
+
+struct Disk {
+    directory: tempfile::TempDir,
+    memory: std::sync::Arc<Memory>,
+    overlay: Option<OverlayStorage>,
+}
+
+impl Disk {
+    fn new(image: &[u8]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("image"), image).unwrap();
+        let mut disk = Self {
+            directory,
+            memory: guest_memory(),
+            overlay: None,
+        };
+        disk.open().unwrap();
+        disk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn open(&mut self) -> Result<(), StorageError> {
+        self.overlay = None;
+        let base = FileStorage::open_read_only(&self.path("image"))?;
+        self.overlay = Some(OverlayStorage::open(base, &self.path("overlay"))?);
+        Ok(())
+    }
+
+    fn storage(&mut self) -> &mut OverlayStorage {
+        self.overlay.as_mut().unwrap()
+    }
+
+    /// Two buffers, so that scattering is tested along.
+    fn transfer(&mut self, offset: u64, length: usize, write: bool) {
+        let memory = self.memory.clone();
+        let first = length / 3;
+        let segment = |address, length| Segment {
+            address: GuestAddress(address),
+            length: u32::try_from(length).unwrap(),
+        };
+        let segments = [segment(0, first), segment(first as u64, length - first)];
+        let mut buffers = Buffers::gather(Room::default(), &memory, &segments).unwrap();
+        if write {
+            self.storage().write_at(&mut buffers, offset).unwrap();
+        } else {
+            self.storage().read_at(&mut buffers, offset).unwrap();
+        }
+        assert!(buffers.is_empty());
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        put(&self.memory, 0, bytes);
+        self.transfer(offset, bytes.len(), true);
+    }
+
+    fn read(&mut self, offset: u64, length: usize) -> Vec<u8> {
+        self.transfer(offset, length, false);
+        peek(&self.memory, 0, length)
+    }
+
+    fn read_all(&mut self) -> Vec<u8> {
+        let length = usize::try_from(self.storage().len()).unwrap();
+        self.read(0, length)
+    }
+}
+
+fn image() -> Vec<u8> {
+    (0..SECTORS * SECTOR)
+        .map(|at| (at % 251).to_le_bytes()[0] | 1)
+        .collect()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write {
+        sector: u64,
+        sectors: u64,
+        byte: u8,
+    },
+    Zero {
+        sector: u64,
+        sectors: u64,
+        unmap: bool,
+    },
+    Discard {
+        sector: u64,
+        sectors: u64,
+    },
+    Read {
+        sector: u64,
+        sectors: u64,
+    },
+    Flush,
+    Reopen,
+    /// The process dies between two flushes.
+    Crash,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let range = || (0..SECTORS, 1..40_u64).prop_map(|(sector, count)| (sector, count.min(SECTORS - sector)));
+    let step = prop_oneof![
+        4 => (range(), any::<u8>()).prop_map(|((sector, sectors), byte)| Step::Write { sector, sectors, byte }),
+        2 => (range(), any::<bool>()).prop_map(|((sector, sectors), unmap)| Step::Zero { sector, sectors, unmap }),
+        2 => range().prop_map(|(sector, sectors)| Step::Discard { sector, sectors }),
+        3 => range().prop_map(|(sector, sectors)| Step::Read { sector, sectors }),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Reopen),
+        1 => Just(Step::Crash),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+fn bounds(sector: u64, sectors: u64) -> std::ops::Range<usize> {
+    let at = |sector: u64| usize::try_from(sector * SECTOR).unwrap();
+    at(sector)..at(sector + sectors)
+}
+
+/// What each byte may be: the last value, or one that a crash may bring back.
+struct Model {
+    bytes: Vec<u8>,
+    /// Not flushed since it changed, or discarded: anything from its history may be read.
+    unsettled: Vec<bool>,
+}
+
+impl Model {
+    fn change(&mut self, sector: u64, sectors: u64, byte: u8) {
+        for at in bounds(sector, sectors) {
+            self.bytes[at] = byte;
+            self.unsettled[at] = true;
+        }
+    }
+
+    /// Takes over what was read where anything was possible, and compares the rest.
+    fn settle(&mut self, read: &[u8], crashed: bool) {
+        for (at, byte) in read.iter().enumerate() {
+            if crashed && self.unsettled[at] {
+                self.bytes[at] = *byte;
+            }
+            self.unsettled[at] = false;
+        }
+        assert!(self.bytes == read, "the disk is not what was written");
+    }
+}
+
+fn crash(disk: &mut Disk) {
+    // Without `Drop`, which would flush; the locks go with the descriptors.
+    let OverlayParts { data, map_file } = OverlayParts::of(disk.overlay.take().unwrap());
+    drop((data, map_file));
+    disk.open().unwrap();
+}
+
+struct OverlayParts {
+    data: File,
+    map_file: File,
+}
+
+impl OverlayParts {
+    fn of(mut overlay: OverlayStorage) -> Self {
+        overlay.map.set_clean();
+        // A clean map is not written by `Drop`; what it knew is lost, as in a crash.
+        Self {
+            data: overlay.data.try_clone().unwrap(),
+            map_file: overlay.map_file.try_clone().unwrap(),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_overlay_is_a_disk(steps in steps()) {
+        let mut disk = Disk::new(&image());
+        let mut model = Model { bytes: image(), unsettled: vec![false; image().len()] };
+        for step in steps {
+            match step {
+                Step::Write { sector, sectors, byte } => {
+                    disk.write(sector * SECTOR, &vec![byte; bounds(sector, sectors).len()]);
+                    model.change(sector, sectors, byte);
+                }
+                Step::Zero { sector, sectors, unmap } => {
+                    disk.storage().write_zeroes(sector * SECTOR, sectors * SECTOR, unmap).unwrap();
+                    model.change(sector, sectors, 0);
+                }
+                Step::Discard { sector, sectors } => {
+                    disk.storage().discard(sector * SECTOR, sectors * SECTOR).unwrap();
+                    // It may read as before or as zeros, and then stays that.
+                    let range = bounds(sector, sectors);
+                    let read = disk.read(sector * SECTOR, range.len());
+                    for (at, byte) in range.zip(read) {
+                        prop_assert!(byte == model.bytes[at] || byte == 0);
+                        model.unsettled[at] |= byte != model.bytes[at];
+                        model.bytes[at] = byte;
+                    }
+                }
+                Step::Read { sector, sectors } => {
+                    let range = bounds(sector, sectors);
+                    prop_assert!(disk.read(sector * SECTOR, range.len()) == model.bytes[range]);
+                }
+                Step::Flush => {
+                    disk.storage().flush().unwrap();
+                    model.unsettled.fill(false);
+                }
+                Step::Reopen => {
+                    disk.open().unwrap();
+                    model.settle(&disk.read_all(), false);
+                }
+                Step::Crash => {
+                    crash(&mut disk);
+                    model.settle(&disk.read_all(), true);
+                }
+            }
+        }
+        prop_assert!(disk.read_all() == model.bytes);
+        prop_assert!(std::fs::read(disk.path("image")).unwrap() == image(), "the image was written");
+    }
+}
+
+#[test]
+fn a_crash_loses_what_was_not_flushed_and_nothing_else() {
+    let mut disk = Disk::new(&image());
+    disk.write(0, &[7; 4096]);
+    disk.storage().flush().unwrap();
+    disk.write(8192, &[9; 4096]);
+    crash(&mut disk);
+    assert_eq!(disk.read(0, 4096), [7; 4096]);
+    assert_eq!(disk.read(8192, 4096), image()[8192..12288]);
+}
+
+#[test]
+fn zeroed_blocks_hide_the_image_and_take_no_space() {
+    use std::os::unix::fs::MetadataExt;
+    let mut disk = Disk::new(&image());
+    disk.storage().write_zeroes(4096, 8192, true).unwrap();
+    disk.open().unwrap();
+    assert_eq!(disk.read(4096, 8192), [0; 8192]);
+    assert_eq!(disk.storage().allocated_bytes(), 8192);
+    assert_eq!(std::fs::metadata(disk.path("overlay")).unwrap().blocks(), 0);
+}
+
+#[test]
+fn one_overlay_has_one_user() {
+    let disk = Disk::new(&image());
+    let base = FileStorage::open_read_only(&disk.path("image")).unwrap();
+    let error = OverlayStorage::open(base, &disk.path("overlay")).map(drop).unwrap_err();
+    assert!(matches!(error, StorageError::InUse { .. }), "{error}");
+}
+
+#[test]
+fn a_map_of_another_image_or_a_damaged_one_is_refused() {
+    let mut disk = Disk::new(&image());
+    disk.write(0, &[7; 512]);
+    disk.overlay = None;
+    let mut other = image();
+    other[0] ^= 0xff;
+    std::fs::write(disk.path("image"), &other).unwrap();
+    let error = disk.open().unwrap_err().to_string();
+    assert!(error.contains("belongs to another image"), "{error}");
+
+    std::fs::write(disk.path("image"), image()).unwrap();
+    disk.open().unwrap();
+    disk.overlay = None;
+    let good = std::fs::read(disk.path("overlay.map")).unwrap();
+    for (problem, bytes) in [
+        ("is not an overlay map", vec![0; good.len()]),
+        ("which is not right for a disk of", good[..good.len() - 1].to_vec()),
+        ("which is not right for a disk of", Vec::new()),
+    ] {
+        std::fs::write(disk.path("overlay.map"), bytes).unwrap();
+        let error = disk.open().unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[test]
+fn an_unfinished_map_is_made_again() {
+    let mut disk = Disk::new(&image());
+    disk.overlay = None;
+    std::fs::remove_file(disk.path("overlay.map")).unwrap();
+    std::fs::write(disk.path("overlay.map.new"), b"half").unwrap();
+    disk.open().unwrap();
+    assert_eq!(disk.read_all(), image());
+}
+
+#[test]
+fn an_image_that_is_no_disk_is_refused_with_a_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    for (bytes, expected) in [
+        (0, "it is empty"),
+        (513, "513 bytes are not a whole number of 512-byte sectors"),
+    ] {
+        std::fs::write(&path, vec![1; bytes]).unwrap();
+        let error = FileStorage::open_read_only(&path).unwrap_err().to_string();
+        assert!(
+            error.starts_with("corrupt disk ") && error.contains(expected),
+            "{error}"
+        );
+    }
+    let error = FileStorage::open_read_only(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("not a regular file"), "{error}");
+    let missing = FileStorage::open_read_only(&directory.path().join("none"))
+        .unwrap_err()
+        .to_string();
+    assert!(missing.contains("failed to open"), "{missing}");
+}
