@@ -75,7 +75,8 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     make_device_directories(&options)?;
     let listener = ReportListener::bind(&options.run_dir.plugin_socket()).map_err(Error::Reports)?;
     let dev_watch = DirectoryWatch::new(&options.host_dev, "kvm").map_err(Error::Watch)?;
-    let kubelet_watch = DirectoryWatch::new(&options.kubelet_dir.device_plugins(), "kubelet.sock").map_err(Error::Watch)?;
+    let kubelet_watch =
+        DirectoryWatch::new(&options.kubelet_dir.device_plugins(), "kubelet.sock").map_err(Error::Watch)?;
 
     let (verdicts, mut verdict) = watch::channel(Verdict::Unknown);
     let (restarts, kubelet_restarts) = watch::channel(0u64);
@@ -83,7 +84,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     tasks.spawn(judge(options.host_dev.clone(), listener, dev_watch, verdicts));
     tasks.spawn(count_restarts(kubelet_watch, restarts));
 
-    let known = tokio::time::timeout(FIRST_REPORT_TIMEOUT, verdict.wait_for(|verdict| *verdict != Verdict::Unknown));
+    let known = tokio::time::timeout(
+        FIRST_REPORT_TIMEOUT,
+        verdict.wait_for(|verdict| *verdict != Verdict::Unknown),
+    );
     if known.await.is_err() {
         tracing::info!("the node agent has not yet said whether KVM works; registering without usable devices");
     }
@@ -91,7 +95,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         let plugin = Plugin::new(resource, options.clone(), verdict.clone());
         let kubelet_restarts = kubelet_restarts.clone();
         tasks.spawn(async move {
-            plugin.run(kubelet_restarts).await.map_err(|source| Error::Plugin { resource: resource.name(), source })
+            plugin.run(kubelet_restarts).await.map_err(|source| Error::Plugin {
+                resource: resource.name(),
+                source,
+            })
         });
     }
     match tasks.join_next().await {

@@ -41,8 +41,15 @@ impl DirectoryWatch {
             inotify::add_watch(&inotify, directory, events | inotify::WatchFlags::ONLYDIR)?;
             event_loop::watch(inotify)
         };
-        let inotify = open().map_err(|source| Error { directory: directory.to_owned(), source })?;
-        Ok(Self { inotify, directory: directory.to_owned(), file_name: file_name.to_owned() })
+        let inotify = open().map_err(|source| Error {
+            directory: directory.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            inotify,
+            directory: directory.to_owned(),
+            file_name: file_name.to_owned(),
+        })
     }
 
     /// Waits until something happened to the file since the last call. Cancel safe: an event is either returned or still queued.
@@ -58,7 +65,10 @@ impl DirectoryWatch {
                 }
             }
         };
-        wait.await.map_err(|source| Error { directory: self.directory.clone(), source })
+        wait.await.map_err(|source| Error {
+            directory: self.directory.clone(),
+            source,
+        })
     }
 }
 
@@ -70,7 +80,9 @@ fn read_events(inotify: &OwnedFd, file_name: &str) -> Result<bool, Errno> {
     loop {
         let event = reader.next()?;
         relevant |= event.events().contains(inotify::ReadFlags::QUEUE_OVERFLOW)
-            || event.file_name().is_some_and(|name| name.to_bytes() == file_name.as_bytes());
+            || event
+                .file_name()
+                .is_some_and(|name| name.to_bytes() == file_name.as_bytes());
         if reader.is_buffer_empty() {
             return Ok(relevant);
         }
@@ -97,7 +109,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_directory_that_is_missing_is_named() {
-        let error = DirectoryWatch::new(Path::new("/nonexistent/tandem"), "x").err().unwrap();
+        let error = DirectoryWatch::new(Path::new("/nonexistent/tandem"), "x")
+            .err()
+            .unwrap();
         assert_eq!(error.to_string(), "failed to watch the directory /nonexistent/tandem");
     }
 }

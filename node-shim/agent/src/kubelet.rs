@@ -41,12 +41,20 @@ pub(crate) enum Error {
 
 /// Connects to the gRPC server on the Unix socket `path`.
 pub(crate) async fn connect(path: &Path) -> Result<Channel, Error> {
-    let uri = path.to_str().filter(|path| path.starts_with('/')).map(|path| format!("unix://{path}"));
-    let endpoint = uri.and_then(|uri| Endpoint::from_shared(uri).ok()).ok_or_else(|| Error::Path(path.to_owned()))?;
+    let uri = path
+        .to_str()
+        .filter(|path| path.starts_with('/'))
+        .map(|path| format!("unix://{path}"));
+    let endpoint = uri
+        .and_then(|uri| Endpoint::from_shared(uri).ok())
+        .ok_or_else(|| Error::Path(path.to_owned()))?;
     endpoint
         .connect_timeout(std::time::Duration::from_secs(5))
         .timeout(std::time::Duration::from_secs(10))
         .connect()
         .await
-        .map_err(|source| Error::Connect { path: path.to_owned(), source })
+        .map_err(|source| Error::Connect {
+            path: path.to_owned(),
+            source,
+        })
 }

@@ -26,8 +26,15 @@ impl Report {
     /// The report for what a probe of KVM found.
     pub(crate) fn new(probe: Result<(), String>) -> Self {
         match probe {
-            Ok(()) => Self { kvm: Kvm { ok: true, reason: String::new() } },
-            Err(reason) => Self { kvm: Kvm { ok: false, reason } },
+            Ok(()) => Self {
+                kvm: Kvm {
+                    ok: true,
+                    reason: String::new(),
+                },
+            },
+            Err(reason) => Self {
+                kvm: Kvm { ok: false, reason },
+            },
         }
     }
 
@@ -43,9 +50,15 @@ mod tests {
 
     #[test]
     fn lines_are_as_documented() {
-        assert_eq!(serde_json::to_string(&Report::new(Ok(()))).unwrap(), r#"{"kvm":{"ok":true}}"#);
+        assert_eq!(
+            serde_json::to_string(&Report::new(Ok(()))).unwrap(),
+            r#"{"kvm":{"ok":true}}"#
+        );
         let line = r#"{"kvm":{"ok":false,"reason":"no vmx"}}"#;
         assert_eq!(serde_json::to_string(&Report::new(Err("no vmx".into()))).unwrap(), line);
-        assert_eq!(serde_json::from_str::<Report>(line).unwrap().into_probe(), Err("no vmx".into()));
+        assert_eq!(
+            serde_json::from_str::<Report>(line).unwrap().into_probe(),
+            Err("no vmx".into())
+        );
     }
 }

@@ -97,7 +97,10 @@ fn main() -> ExitCode {
         eprintln!("node-agent: --log is no filter: {error}");
         return ExitCode::from(2);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let result = runtime.block_on(until_terminated(arguments.command));
         // A thread that the kernel holds in a pod's namespace must not delay the successor.
@@ -115,7 +118,9 @@ fn main() -> ExitCode {
 
 fn start_log(arguments: &Arguments) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::try_new(&arguments.log)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -136,7 +141,12 @@ async fn until_terminated(command: Command) -> anyhow::Result<()> {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::DevicePlugin(DevicePluginArguments { directories, kubelet_dir, host_dev, max_vms }) => {
+        Command::DevicePlugin(DevicePluginArguments {
+            directories,
+            kubelet_dir,
+            host_dev,
+            max_vms,
+        }) => {
             let options = device_plugin::Options {
                 run_dir: RunDir::new(directories.run_dir),
                 kubelet_dir: KubeletDir::new(kubelet_dir),
@@ -145,7 +155,12 @@ async fn run(command: Command) -> anyhow::Result<()> {
             };
             Ok(device_plugin::run(options).await?)
         }
-        Command::Serve(ServeArguments { directories, kubelet_dir, node_name, allow_paravirtual_kvm }) => {
+        Command::Serve(ServeArguments {
+            directories,
+            kubelet_dir,
+            node_name,
+            allow_paravirtual_kvm,
+        }) => {
             let options = serve::Options {
                 run_dir: RunDir::new(directories.run_dir),
                 kubelet_dir: KubeletDir::new(kubelet_dir),

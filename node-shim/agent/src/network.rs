@@ -42,7 +42,9 @@ pub(crate) enum Error {
     #[error(transparent)]
     Tap(tap::Error),
     /// The nftables table.
-    #[error("failed to write the nftables table `tandem` in the pod's network namespace: does the node's kernel have nf_tables and nft_nat?")]
+    #[error(
+        "failed to write the nftables table `tandem` in the pod's network namespace: does the node's kernel have nf_tables and nft_nat?"
+    )]
     Nftables(#[source] nftables::Error),
 }
 
@@ -80,9 +82,15 @@ fn attach_here(interfaces: &[GuestInterface]) -> Result<Vec<Attached>, Error> {
     let mut links = link::Links::new();
     let uplink = links.uplink().map_err(Error::Link)?;
     let plan = Plan::new(interfaces, uplink).map_err(Error::Plan)?;
-    let attached = plan.taps.iter().map(|tap| connect(&mut links, &plan, tap)).collect::<Result<_, _>>()?;
+    let attached = plan
+        .taps
+        .iter()
+        .map(|tap| connect(&mut links, &plan, tap))
+        .collect::<Result<_, _>>()?;
     nftables::replace_table(&ruleset::table(&plan)).map_err(Error::Nftables)?;
-    links.forward_ipv4(plan.uplink.index, &plan.uplink.name).map_err(Error::Link)?;
+    links
+        .forward_ipv4(plan.uplink.index, &plan.uplink.name)
+        .map_err(Error::Link)?;
     Ok(attached)
 }
 
@@ -97,5 +105,11 @@ fn connect(links: &mut link::Links, plan: &Plan, planned: &plan::Tap) -> Result<
         gateway_mac: planned.gateway_mac.to_string(),
         mtu: plan.uplink.mtu,
     };
-    Ok(Attached { grant: InterfaceGrant { name: planned.interface.clone(), network }, tap })
+    Ok(Attached {
+        grant: InterfaceGrant {
+            name: planned.interface.clone(),
+            network,
+        },
+        tap,
+    })
 }

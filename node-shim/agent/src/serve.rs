@@ -79,7 +79,9 @@ pub(crate) enum Error {
 /// Serves until something fails that a restart may mend. Dropping the future ends everything that it started; sockets keep their names,
 /// for the successor to take.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
-    let client = kube::Client::try_default().await.map_err(|source| Error::Client(Box::new(source)))?;
+    let client = kube::Client::try_default()
+        .await
+        .map_err(|source| Error::Client(Box::new(source)))?;
     let (reports, guest_reports) = mpsc::channel(QUEUED_REPORTS);
     let (kvm, kvm_works) = watch::channel(Err("KVM has not been tried yet".to_owned()));
     let services = Services {
@@ -111,7 +113,8 @@ async fn serve_devices(run_dir: RunDir, services: Services, linked: Arc<Notify>)
     let mut sockets: JoinSet<Result<(), device_socket::Error>> = JoinSet::new();
     loop {
         for device in device_ids(&run_dir.devices())?.difference(&served.clone()) {
-            let socket = device_socket::DeviceSocket::bind(&run_dir, device, services.clone()).map_err(Error::Device)?;
+            let socket =
+                device_socket::DeviceSocket::bind(&run_dir, device, services.clone()).map_err(Error::Device)?;
             sockets.spawn(socket.serve());
             served.insert(device.clone());
         }
@@ -128,7 +131,10 @@ async fn serve_devices(run_dir: RunDir, services: Services, linked: Arc<Notify>)
 
 /// The names of the directories in `devices`: none while the device plugin has not made it.
 fn device_ids(devices: &Path) -> Result<BTreeSet<String>, Error> {
-    let fail = |source| Error::ReadDevices { path: devices.to_owned(), source };
+    let fail = |source| Error::ReadDevices {
+        path: devices.to_owned(),
+        source,
+    };
     let entries = match std::fs::read_dir(devices) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         entries => entries.map_err(fail)?,
@@ -136,8 +142,10 @@ fn device_ids(devices: &Path) -> Result<BTreeSet<String>, Error> {
     let mut ids = BTreeSet::new();
     for entry in entries {
         let entry = entry.map_err(fail)?;
-        if let (true, Ok(name)) = (entry.file_type().map_err(fail)?.is_dir(), entry.file_name().into_string())
-            && ids.len() < MAX_DEVICES
+        if let (true, Ok(name)) = (
+            entry.file_type().map_err(fail)?.is_dir(),
+            entry.file_name().into_string(),
+        ) && ids.len() < MAX_DEVICES
         {
             ids.insert(name);
         }

@@ -23,7 +23,11 @@ pub(crate) struct Error {
 /// A nonblocking stream socket that listens on `path` with the file mode `mode`.
 pub(crate) fn bind_stream(path: &Path, mode: u32) -> Result<UnixListener, Error> {
     let socket = bind(path, SocketType::STREAM, mode)?;
-    UnixListener::from_std(socket.into()).map_err(|source| Error { action: "watch", path: path.to_owned(), source })
+    UnixListener::from_std(socket.into()).map_err(|source| Error {
+        action: "watch",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// A nonblocking `SOCK_SEQPACKET` socket that listens on `path` with the file mode `mode`.
@@ -33,7 +37,13 @@ pub(crate) fn bind_seqpacket(path: &Path, mode: u32) -> Result<OwnedFd, Error> {
 
 /// The new socket takes its final name by `rename`, with its mode set and listening, so that nobody finds it half made.
 fn bind(path: &Path, socket_type: SocketType, mode: u32) -> Result<OwnedFd, Error> {
-    let fail = |action| move |source: io::Error| Error { action, path: path.to_owned(), source };
+    let fail = |action| {
+        move |source: io::Error| Error {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    };
     let new = path.with_extension("new");
     match std::fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail("remove the remains of")(error)),

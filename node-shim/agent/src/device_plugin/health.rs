@@ -41,7 +41,11 @@ pub(super) struct KvmHealth {
 impl KvmHealth {
     /// Nothing but whether `/dev/kvm` exists.
     pub(super) fn new(device_exists: bool) -> Self {
-        Self { device_exists, last_report: None, lost_at: None }
+        Self {
+            device_exists,
+            last_report: None,
+            lost_at: None,
+        }
     }
 
     /// `/dev/kvm` appeared or disappeared.
@@ -71,7 +75,10 @@ impl KvmHealth {
     /// The verdict.
     pub(super) fn verdict(&mut self, now: Instant) -> Verdict {
         if self.grace_ends().is_some_and(|end| end <= now) {
-            let reason = format!("node-agent serve has not been connected for {} s: is its pod running?", GRACE.as_secs());
+            let reason = format!(
+                "node-agent serve has not been connected for {} s: is its pod running?",
+                GRACE.as_secs()
+            );
             self.last_report = Some(Err(reason));
         }
         if !self.device_exists {
@@ -113,7 +120,10 @@ mod tests {
         health.said(Err("no vmx".into()));
         health.lost(Instant::now());
         assert_eq!(health.grace_ends(), None);
-        assert_eq!(health.verdict(Instant::now() + 2 * GRACE), Verdict::Broken("no vmx".into()));
+        assert_eq!(
+            health.verdict(Instant::now() + 2 * GRACE),
+            Verdict::Broken("no vmx".into())
+        );
     }
 
     #[test]

@@ -71,7 +71,11 @@ pub(super) struct Plugin {
 impl Plugin {
     /// Offers `resource`, whose devices follow `verdict`.
     pub(super) fn new(resource: Resource, options: Options, verdict: watch::Receiver<Verdict>) -> Self {
-        Self { resource, options, verdict }
+        Self {
+            resource,
+            options,
+            verdict,
+        }
     }
 
     /// Serves and registers, again after each kubelet restart.
@@ -103,7 +107,10 @@ impl Plugin {
                 }
                 Err(error) => {
                     let error = anyhow::Error::from(error);
-                    tracing::warn!(resource = self.resource.name(), "failed to register with the kubelet: {error:#}");
+                    tracing::warn!(
+                        resource = self.resource.name(),
+                        "failed to register with the kubelet: {error:#}"
+                    );
                     Some(REGISTER_RETRY)
                 }
             };
@@ -116,7 +123,9 @@ impl Plugin {
 
     async fn register(&self) -> Result<(), RegisterError> {
         let kubelet_socket = self.options.kubelet_dir.device_plugins().join("kubelet.sock");
-        let channel = kubelet::connect(&kubelet_socket).await.map_err(RegisterError::Connect)?;
+        let channel = kubelet::connect(&kubelet_socket)
+            .await
+            .map_err(RegisterError::Connect)?;
         let request = RegisterRequest {
             version: VERSION.into(),
             endpoint: self.resource.endpoint().into(),
@@ -124,7 +133,9 @@ impl Plugin {
             options: Some(DevicePluginOptions::default()),
         };
         let registered = RegistrationClient::new(channel).register(request).await;
-        registered.map(drop).map_err(|status| RegisterError::Refused(Box::new(status)))
+        registered
+            .map(drop)
+            .map_err(|status| RegisterError::Refused(Box::new(status)))
     }
 
     fn allocate_container(&self, ids: &[String]) -> Result<kubelet::device_plugin::ContainerAllocateResponse, Status> {
@@ -140,7 +151,10 @@ impl Plugin {
 
 async fn serve(plugin: Plugin, listener: UnixListener) -> Result<(), tonic::transport::Error> {
     let incoming = UnixListenerStream::new(listener);
-    tonic::transport::Server::builder().add_service(DevicePluginServer::new(plugin)).serve_with_incoming(incoming).await
+    tonic::transport::Server::builder()
+        .add_service(DevicePluginServer::new(plugin))
+        .serve_with_incoming(incoming)
+        .await
 }
 
 #[tonic::async_trait]
@@ -153,15 +167,23 @@ impl DevicePlugin for Plugin {
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let (resource, max_vms) = (self.resource, self.options.max_vms);
-        let lists = WatchStream::new(self.verdict.clone())
-            .map(move |verdict| Ok(ListAndWatchResponse { devices: resource.devices(max_vms, &verdict) }));
+        let lists = WatchStream::new(self.verdict.clone()).map(move |verdict| {
+            Ok(ListAndWatchResponse {
+                devices: resource.devices(max_vms, &verdict),
+            })
+        });
         Ok(Response::new(lists.boxed()))
     }
 
     async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
         let requests = request.into_inner().container_requests;
-        let responses = requests.iter().map(|container| self.allocate_container(&container.devices_ids)).collect::<Result<_, _>>()?;
-        Ok(Response::new(AllocateResponse { container_responses: responses }))
+        let responses = requests
+            .iter()
+            .map(|container| self.allocate_container(&container.devices_ids))
+            .collect::<Result<_, _>>()?;
+        Ok(Response::new(AllocateResponse {
+            container_responses: responses,
+        }))
     }
 
     async fn get_preferred_allocation(
@@ -171,7 +193,12 @@ impl DevicePlugin for Plugin {
         Err(Status::unimplemented("the options say that no allocation is preferred"))
     }
 
-    async fn pre_start_container(&self, _: Request<PreStartContainerRequest>) -> Result<Response<PreStartContainerResponse>, Status> {
-        Err(Status::unimplemented("the options say that no call before a start is needed"))
+    async fn pre_start_container(
+        &self,
+        _: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        Err(Status::unimplemented(
+            "the options say that no call before a start is needed",
+        ))
     }
 }

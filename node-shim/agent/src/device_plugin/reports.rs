@@ -20,7 +20,7 @@ pub(super) enum ReportEvent {
 
 /// Failure to hear anything.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(crate) enum Error {
     /// The socket cannot be made.
     #[error("failed to listen on {}", path.display())]
     Bind {
@@ -44,14 +44,25 @@ pub(super) struct ReportListener {
 impl ReportListener {
     /// Listens on `path`, in place of a predecessor.
     pub(super) fn bind(path: &Path) -> Result<Self, Error> {
-        let listener = unix_socket::bind_stream(path, 0o600).map_err(|source| Error::Bind { path: path.to_owned(), source })?;
-        Ok(Self { listener, current: None, line: Vec::new() })
+        let listener = unix_socket::bind_stream(path, 0o600).map_err(|source| Error::Bind {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            listener,
+            current: None,
+            line: Vec::new(),
+        })
     }
 
     /// Waits for the next event. Cancel safe: a partial line is kept.
     pub(super) async fn next(&mut self) -> Result<ReportEvent, Error> {
         loop {
-            let Self { listener, current, line } = self;
+            let Self {
+                listener,
+                current,
+                line,
+            } = self;
             tokio::select! {
                 accepted = listener.accept() => {
                     let (stream, _) = accepted.map_err(Error::Accept)?;

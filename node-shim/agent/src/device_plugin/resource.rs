@@ -69,11 +69,20 @@ impl Resource {
                     Verdict::Unknown | Verdict::Broken(_) => UNHEALTHY,
                     Verdict::Absent => return Vec::new(),
                 };
-                (0..max_vms).map(|index| Device { id: kvm_device_id(index), health: health.into() }).collect()
+                (0..max_vms)
+                    .map(|index| Device {
+                        id: kvm_device_id(index),
+                        health: health.into(),
+                    })
+                    .collect()
             }
-            Self::HostDevices => {
-                HOST_DEVICE_IDS.map(|id| Device { id: id.into(), health: HEALTHY.into() }).into_iter().collect()
-            }
+            Self::HostDevices => HOST_DEVICE_IDS
+                .map(|id| Device {
+                    id: id.into(),
+                    health: HEALTHY.into(),
+                })
+                .into_iter()
+                .collect(),
         }
     }
 }
@@ -84,15 +93,28 @@ pub(super) fn kvm_device_id(index: u16) -> String {
 }
 
 /// What a container gets that was given `ids` of `tandem.dev/kvm`.
-pub(super) fn allocate_kvm(run_dir: &RunDir, max_vms: u16, ids: &[String]) -> Result<ContainerAllocateResponse, AllocationError> {
+pub(super) fn allocate_kvm(
+    run_dir: &RunDir,
+    max_vms: u16,
+    ids: &[String],
+) -> Result<ContainerAllocateResponse, AllocationError> {
     let [id] = ids else {
-        return Err(AllocationError::Count { resource: Resource::Kvm.name(), count: ids.len() });
+        return Err(AllocationError::Count {
+            resource: Resource::Kvm.name(),
+            count: ids.len(),
+        });
     };
-    let known = id.parse::<u16>().is_ok_and(|index| index < max_vms && kvm_device_id(index) == *id);
+    let known = id
+        .parse::<u16>()
+        .is_ok_and(|index| index < max_vms && kvm_device_id(index) == *id);
     let host_path = run_dir.device(id);
     match host_path.to_str() {
         Some(host_path) if known => Ok(ContainerAllocateResponse {
-            mounts: vec![Mount { container_path: AGENT_DIR.into(), host_path: host_path.into(), read_only: true }],
+            mounts: vec![Mount {
+                container_path: AGENT_DIR.into(),
+                host_path: host_path.into(),
+                read_only: true,
+            }],
             devices: Vec::new(),
         }),
         Some(_) | None => Err(AllocationError::UnknownDevice(id.clone())),
@@ -105,16 +127,26 @@ pub(super) fn allocate_host_devices(
     exists: impl Fn(&str) -> bool,
 ) -> Result<ContainerAllocateResponse, AllocationError> {
     let [id] = ids else {
-        return Err(AllocationError::Count { resource: Resource::HostDevices.name(), count: ids.len() });
+        return Err(AllocationError::Count {
+            resource: Resource::HostDevices.name(),
+            count: ids.len(),
+        });
     };
     if !HOST_DEVICE_IDS.contains(&id.as_str()) {
         return Err(AllocationError::UnknownDevice(id.clone()));
     }
     let devices = HOST_DEVICES.iter().filter(|name| exists(name)).map(|name| {
         let path = format!("/dev/{name}");
-        DeviceSpec { container_path: path.clone(), host_path: path, permissions: "rw".into() }
+        DeviceSpec {
+            container_path: path.clone(),
+            host_path: path,
+            permissions: "rw".into(),
+        }
     });
-    Ok(ContainerAllocateResponse { mounts: Vec::new(), devices: devices.collect() })
+    Ok(ContainerAllocateResponse {
+        mounts: Vec::new(),
+        devices: devices.collect(),
+    })
 }
 
 /// Makes a device's directory: the pod's user must be able to enter it, and only root to change it, whatever the umask.
@@ -134,17 +166,29 @@ mod tests {
     #[test]
     fn kvm_devices_follow_the_verdict() {
         let healths = |verdict| -> Vec<String> {
-            Resource::Kvm.devices(2, &verdict).into_iter().map(|device| device.id + " " + &device.health).collect()
+            Resource::Kvm
+                .devices(2, &verdict)
+                .into_iter()
+                .map(|device| device.id + " " + &device.health)
+                .collect()
         };
         assert_eq!(healths(Verdict::Works), ["0 Healthy", "1 Healthy"]);
         assert_eq!(healths(Verdict::Unknown), ["0 Unhealthy", "1 Unhealthy"]);
-        assert_eq!(healths(Verdict::Broken("no vmx".into())), ["0 Unhealthy", "1 Unhealthy"]);
+        assert_eq!(
+            healths(Verdict::Broken("no vmx".into())),
+            ["0 Unhealthy", "1 Unhealthy"]
+        );
         assert!(healths(Verdict::Absent).is_empty());
     }
 
     #[test]
     fn the_agent_can_always_be_started_twice() {
-        for verdict in [Verdict::Absent, Verdict::Unknown, Verdict::Broken(String::new()), Verdict::Works] {
+        for verdict in [
+            Verdict::Absent,
+            Verdict::Unknown,
+            Verdict::Broken(String::new()),
+            Verdict::Works,
+        ] {
             let devices = Resource::HostDevices.devices(0, &verdict);
             assert_eq!(devices.iter().filter(|device| device.health == HEALTHY).count(), 2);
         }
@@ -158,14 +202,23 @@ mod tests {
             host_path: "/run/tandem/devices/17".into(),
             read_only: true,
         };
-        assert_eq!(allocated, ContainerAllocateResponse { mounts: vec![mount], devices: Vec::new() });
+        assert_eq!(
+            allocated,
+            ContainerAllocateResponse {
+                mounts: vec![mount],
+                devices: Vec::new()
+            }
+        );
     }
 
     #[test]
     fn ids_that_are_not_ours_are_refused() {
         let run_dir = RunDir::new("/run/tandem");
         for id in ["110", "-1", "007", "../0", "", "65536"] {
-            assert_eq!(allocate_kvm(&run_dir, 110, &ids(&[id])), Err(AllocationError::UnknownDevice(id.into())));
+            assert_eq!(
+                allocate_kvm(&run_dir, 110, &ids(&[id])),
+                Err(AllocationError::UnknownDevice(id.into()))
+            );
         }
         assert!(allocate_kvm(&run_dir, 110, &ids(&["1", "2"])).is_err());
         assert!(allocate_kvm(&run_dir, 110, &[]).is_err());
@@ -175,7 +228,11 @@ mod tests {
     #[test]
     fn the_agent_gets_the_devices_that_exist() {
         let allocated = allocate_host_devices(&ids(&["agent-1"]), |name| name != "vhost-net").unwrap();
-        let paths: Vec<_> = allocated.devices.iter().map(|device| device.host_path.as_str()).collect();
+        let paths: Vec<_> = allocated
+            .devices
+            .iter()
+            .map(|device| device.host_path.as_str())
+            .collect();
         assert_eq!(paths, ["/dev/kvm", "/dev/net/tun", "/dev/userfaultfd"]);
         assert!(allocated.devices.iter().all(|device| device.permissions == "rw"));
     }

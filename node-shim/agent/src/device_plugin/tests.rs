@@ -14,7 +14,9 @@ use super::{Options, run};
 use crate::kubelet;
 use crate::kubelet::device_plugin::device_plugin_client::DevicePluginClient;
 use crate::kubelet::device_plugin::registration_server::{Registration, RegistrationServer};
-use crate::kubelet::device_plugin::{AllocateRequest, ContainerAllocateRequest, Empty, ListAndWatchResponse, RegisterRequest};
+use crate::kubelet::device_plugin::{
+    AllocateRequest, ContainerAllocateRequest, Empty, ListAndWatchResponse, RegisterRequest,
+};
 use crate::node_paths::{KubeletDir, RunDir};
 use crate::unix_socket;
 
@@ -30,7 +32,10 @@ struct Registrar(mpsc::Sender<RegisterRequest>);
 #[tonic::async_trait]
 impl Registration for Registrar {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
-        self.0.send(request.into_inner()).await.map_err(|_| Status::unavailable("the test is over"))?;
+        self.0
+            .send(request.into_inner())
+            .await
+            .map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(Empty {}))
     }
 }
@@ -45,14 +50,24 @@ impl Kubelet {
         let (sender, registered) = mpsc::channel(8);
         let service = RegistrationServer::new(Registrar(sender));
         let server = tonic::transport::Server::builder().add_service(service);
-        let server = tokio::spawn(async move { server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap() });
+        let server = tokio::spawn(async move {
+            server
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+                .unwrap()
+        });
         Self { registered, server }
     }
 
     async fn registrations(&mut self) -> Vec<RegisterRequest> {
         let mut requests = Vec::new();
         for _ in 0..2 {
-            requests.push(tokio::time::timeout(PATIENCE, self.registered.recv()).await.expect("no registration").unwrap());
+            requests.push(
+                tokio::time::timeout(PATIENCE, self.registered.recv())
+                    .await
+                    .expect("no registration")
+                    .unwrap(),
+            );
         }
         requests.sort_by(|a, b| b.resource_name.cmp(&a.resource_name));
         requests
@@ -112,12 +127,23 @@ impl Node {
 
 /// `id health` of each device in the next list.
 async fn next_list(lists: &mut Streaming<ListAndWatchResponse>) -> Vec<String> {
-    let list = tokio::time::timeout(PATIENCE, lists.message()).await.expect("no list").unwrap().unwrap();
-    list.devices.into_iter().map(|device| format!("{} {}", device.id, device.health)).collect()
+    let list = tokio::time::timeout(PATIENCE, lists.message())
+        .await
+        .expect("no list")
+        .unwrap()
+        .unwrap();
+    list.devices
+        .into_iter()
+        .map(|device| format!("{} {}", device.id, device.health))
+        .collect()
 }
 
 fn one_container(id: &str) -> AllocateRequest {
-    AllocateRequest { container_requests: vec![ContainerAllocateRequest { devices_ids: vec![id.into()] }] }
+    AllocateRequest {
+        container_requests: vec![ContainerAllocateRequest {
+            devices_ids: vec![id.into()],
+        }],
+    }
 }
 
 #[tokio::test]
@@ -128,7 +154,10 @@ async fn it_registers_both_resources_and_allocates() {
     let _reporter = node.report("{\"kvm\":{\"ok\":true}}\n").await;
 
     let [kvm, host]: [RegisterRequest; 2] = kubelet.registrations().await.try_into().unwrap();
-    assert_eq!((kvm.resource_name.as_str(), kvm.version.as_str()), ("tandem.dev/kvm", "v1beta1"));
+    assert_eq!(
+        (kvm.resource_name.as_str(), kvm.version.as_str()),
+        ("tandem.dev/kvm", "v1beta1")
+    );
     assert_eq!(host.resource_name, "tandem.dev/host-devices");
 
     let mut client = node.client(&kvm.endpoint).await;
@@ -138,14 +167,29 @@ async fn it_registers_both_resources_and_allocates() {
     assert_eq!(next_list(&mut lists).await, ["0 Healthy", "1 Healthy", "2 Healthy"]);
 
     let allocated = client.allocate(one_container("2")).await.unwrap().into_inner();
-    let [container] = allocated.container_responses.as_slice() else { panic!("{allocated:?}") };
+    let [container] = allocated.container_responses.as_slice() else {
+        panic!("{allocated:?}")
+    };
     assert!(container.devices.is_empty() && container.mounts[0].read_only);
-    assert!(Path::new(&container.mounts[0].host_path).is_dir(), "the kubelet has nothing to mount");
+    assert!(
+        Path::new(&container.mounts[0].host_path).is_dir(),
+        "the kubelet has nothing to mount"
+    );
     let refused = client.allocate(one_container("3")).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
 
-    let allocated = node.client(&host.endpoint).await.allocate(one_container("agent-0")).await.unwrap().into_inner();
-    let paths: Vec<_> = allocated.container_responses[0].devices.iter().map(|device| &device.host_path).collect();
+    let allocated = node
+        .client(&host.endpoint)
+        .await
+        .allocate(one_container("agent-0"))
+        .await
+        .unwrap()
+        .into_inner();
+    let paths: Vec<_> = allocated.container_responses[0]
+        .devices
+        .iter()
+        .map(|device| &device.host_path)
+        .collect();
     assert_eq!(paths, ["/dev/kvm", "/dev/net/tun"]);
     plugin.abort();
 }
@@ -157,11 +201,23 @@ async fn devices_are_withdrawn_when_kvm_stops_working() {
     let plugin = tokio::spawn(run(node.options()));
     let mut reporter = node.report("{\"kvm\":{\"ok\":true}}\n").await;
     let registrations = kubelet.registrations().await;
-    let mut lists = node.client(&registrations[0].endpoint).await.list_and_watch(Empty {}).await.unwrap().into_inner();
+    let mut lists = node
+        .client(&registrations[0].endpoint)
+        .await
+        .list_and_watch(Empty {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(next_list(&mut lists).await, ["0 Healthy", "1 Healthy", "2 Healthy"]);
 
-    reporter.write_all(b"{\"kvm\":{\"ok\":false,\"reason\":\"no vmx\"}}\n").await.unwrap();
-    assert_eq!(next_list(&mut lists).await, ["0 Unhealthy", "1 Unhealthy", "2 Unhealthy"]);
+    reporter
+        .write_all(b"{\"kvm\":{\"ok\":false,\"reason\":\"no vmx\"}}\n")
+        .await
+        .unwrap();
+    assert_eq!(
+        next_list(&mut lists).await,
+        ["0 Unhealthy", "1 Unhealthy", "2 Unhealthy"]
+    );
     reporter.write_all(b"{\"kvm\":{\"ok\":true}}\n").await.unwrap();
     assert_eq!(next_list(&mut lists).await, ["0 Healthy", "1 Healthy", "2 Healthy"]);
 
@@ -181,7 +237,13 @@ async fn it_registers_again_with_a_new_kubelet() {
 
     let mut second = Kubelet::start(&node.plugins());
     let registrations = second.registrations().await;
-    let mut lists = node.client(&registrations[0].endpoint).await.list_and_watch(Empty {}).await.unwrap().into_inner();
+    let mut lists = node
+        .client(&registrations[0].endpoint)
+        .await
+        .list_and_watch(Empty {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(next_list(&mut lists).await, ["0 Healthy", "1 Healthy", "2 Healthy"]);
     plugin.abort();
 }
@@ -192,9 +254,21 @@ async fn a_node_without_kvm_still_lets_the_agent_run() {
     let mut kubelet = Kubelet::start(&node.plugins());
     let plugin = tokio::spawn(run(node.options()));
     let [kvm, host]: [RegisterRequest; 2] = kubelet.registrations().await.try_into().unwrap();
-    let mut lists = node.client(&kvm.endpoint).await.list_and_watch(Empty {}).await.unwrap().into_inner();
+    let mut lists = node
+        .client(&kvm.endpoint)
+        .await
+        .list_and_watch(Empty {})
+        .await
+        .unwrap()
+        .into_inner();
     assert!(next_list(&mut lists).await.is_empty());
-    let mut lists = node.client(&host.endpoint).await.list_and_watch(Empty {}).await.unwrap().into_inner();
+    let mut lists = node
+        .client(&host.endpoint)
+        .await
+        .list_and_watch(Empty {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(next_list(&mut lists).await, ["agent-0 Healthy", "agent-1 Healthy"]);
     plugin.abort();
 }

@@ -31,11 +31,19 @@ impl FromStr for Mac {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()));
-            *byte = part.and_then(|part| u8::from_str_radix(part, 16).ok()).ok_or(ParseMacError)?;
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()));
+            *byte = part
+                .and_then(|part| u8::from_str_radix(part, 16).ok())
+                .ok_or(ParseMacError)?;
         }
         let unicast = bytes[0] & 1 == 0 && bytes != [0; 6];
-        if unicast && parts.next().is_none() { Ok(Self(bytes)) } else { Err(ParseMacError) }
+        if unicast && parts.next().is_none() {
+            Ok(Self(bytes))
+        } else {
+            Err(ParseMacError)
+        }
     }
 }
 
@@ -55,9 +63,17 @@ mod tests {
     #[test]
     fn only_unicast_addresses_in_colon_form_are_taken() {
         assert_eq!("02:00:54:4d:00:01".parse(), Ok(Mac::local(1)));
-        for text in ["", "02:00:54:4d:00", "02:00:54:4d:00:01:", "2:00:54:4d:00:01", "+2:00:54:4d:00:01", "01:00:00:00:00:01",
-            "00:00:00:00:00:00", "02-00-54-4d-00-01", "02:00:54:4d:00:0g"]
-        {
+        for text in [
+            "",
+            "02:00:54:4d:00",
+            "02:00:54:4d:00:01:",
+            "2:00:54:4d:00:01",
+            "+2:00:54:4d:00:01",
+            "01:00:00:00:00:01",
+            "00:00:00:00:00:00",
+            "02-00-54-4d-00-01",
+            "02:00:54:4d:00:0g",
+        ] {
             assert_eq!(text.parse::<Mac>(), Err(ParseMacError), "{text}");
         }
     }

@@ -46,7 +46,11 @@ pub(crate) enum Error {
 impl Error {
     fn request<E: Into<ReplyError>>(action: &'static str, object: impl ToString) -> impl FnOnce(E) -> Self {
         let object = object.to_string();
-        move |source| Self::Request { action, object, source: Box::new(source.into()) }
+        move |source| Self::Request {
+            action,
+            object,
+            source: Box::new(source.into()),
+        }
     }
 }
 
@@ -61,18 +65,32 @@ impl Links {
 
     /// The interface of the IPv4 default route with the best metric.
     pub(super) fn uplink(&mut self) -> Result<Uplink, Error> {
-        let index = self.default_route().map_err(Error::request("read", "the IPv4 routes"))?.ok_or(Error::NoUplink)?;
+        let index = self
+            .default_route()
+            .map_err(Error::request("read", "the IPv4 routes"))?
+            .ok_or(Error::NoUplink)?;
         let (name, mtu) = self.name_and_mtu(index).map_err(Error::request("read", "the uplink"))?;
-        let addresses = self.addresses(index).map_err(Error::request("read the addresses of", &name))?;
+        let addresses = self
+            .addresses(index)
+            .map_err(Error::request("read the addresses of", &name))?;
         if addresses.is_empty() {
             return Err(Error::NoAddress(name));
         }
         let mtu = u16::try_from(mtu.max(MIN_MTU)).unwrap_or(u16::MAX);
-        Ok(Uplink { index, name, mtu, addresses })
+        Ok(Uplink {
+            index,
+            name,
+            mtu,
+            addresses,
+        })
     }
 
     fn default_route(&mut self) -> Result<Option<u32>, ReplyError> {
-        let header = rt_route::Rtmsg { rtm_family: AF_INET, rtm_table: libc::RT_TABLE_MAIN, ..Default::default() };
+        let header = rt_route::Rtmsg {
+            rtm_family: AF_INET,
+            rtm_table: libc::RT_TABLE_MAIN,
+            ..Default::default()
+        };
         let request = rt_route::Request::new().op_getroute_dump(&header);
         let mut reply = self.0.request(&request)?;
         let mut best: Option<(u32, u32)> = None;
@@ -92,16 +110,25 @@ impl Links {
     }
 
     fn name_and_mtu(&mut self, index: u32) -> Result<(String, u32), ReplyError> {
-        let header = rt_link::Ifinfomsg { ifi_index: index.cast_signed(), ..Default::default() };
+        let header = rt_link::Ifinfomsg {
+            ifi_index: index.cast_signed(),
+            ..Default::default()
+        };
         let request = rt_link::Request::new().op_getlink_do(&header);
         let mut reply = self.0.request(&request)?;
         let (_, link) = reply.recv_one()?;
-        let name = link.get_ifname()?.to_str().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        let name = link
+            .get_ifname()?
+            .to_str()
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         Ok((name.to_owned(), link.get_mtu()?))
     }
 
     fn addresses(&mut self, index: u32) -> Result<Vec<Ipv4Addr>, ReplyError> {
-        let header = rt_addr::Ifaddrmsg { ifa_family: AF_INET, ..Default::default() };
+        let header = rt_addr::Ifaddrmsg {
+            ifa_family: AF_INET,
+            ..Default::default()
+        };
         let request = rt_addr::Request::new().op_getaddr_dump(&header);
         let mut reply = self.0.request(&request)?;
         let mut addresses = Vec::new();
@@ -138,9 +165,12 @@ impl Links {
     /// Gives a new tap its addresses, sets it up and lets packets pass.
     pub(super) fn set_up_tap(&mut self, tap: &Tap, mtu: u16) -> Result<(), Error> {
         let index = self.index(&tap.device).map_err(Error::request("find", &tap.device))?;
-        self.set_link(index, tap, mtu).map_err(Error::request("set up", &tap.device))?;
-        self.add_address(index, tap).map_err(Error::request("add an address to", &tap.device))?;
-        self.add_neighbour(index, tap).map_err(Error::request("make the guest a neighbour on", &tap.device))?;
+        self.set_link(index, tap, mtu)
+            .map_err(Error::request("set up", &tap.device))?;
+        self.add_address(index, tap)
+            .map_err(Error::request("add an address to", &tap.device))?;
+        self.add_neighbour(index, tap)
+            .map_err(Error::request("make the guest a neighbour on", &tap.device))?;
         self.forward_ipv4(index, &tap.device)?;
         // Lets an answer to a connection that came from 127.0.0.1 back in: `kubectl port-forward` connects there.
         let changed = self.set_ipv4_configuration(index, DEVCONF_ROUTE_LOCALNET);
@@ -149,17 +179,32 @@ impl Links {
 
     fn set_link(&mut self, index: u32, tap: &Tap, mtu: u16) -> Result<(), ReplyError> {
         let up = libc::IFF_UP.cast_unsigned();
-        let header = rt_link::Ifinfomsg { ifi_index: index.cast_signed(), ifi_flags: up, ifi_change: up, ..Default::default() };
+        let header = rt_link::Ifinfomsg {
+            ifi_index: index.cast_signed(),
+            ifi_flags: up,
+            ifi_change: up,
+            ..Default::default()
+        };
         let mut request = rt_link::Request::new().op_setlink_do(&header);
-        request.encode().push_address(&tap.gateway_mac.bytes()).push_mtu(mtu.into());
+        request
+            .encode()
+            .push_address(&tap.gateway_mac.bytes())
+            .push_mtu(mtu.into());
         self.0.request(&request)?.recv_ack()
     }
 
     fn add_address(&mut self, index: u32, tap: &Tap) -> Result<(), ReplyError> {
-        let header =
-            rt_addr::Ifaddrmsg { ifa_family: AF_INET, ifa_prefixlen: PREFIX_LENGTH, ifa_index: index, ..Default::default() };
+        let header = rt_addr::Ifaddrmsg {
+            ifa_family: AF_INET,
+            ifa_prefixlen: PREFIX_LENGTH,
+            ifa_index: index,
+            ..Default::default()
+        };
         let mut request = rt_addr::Request::new().set_create().op_newaddr_do(&header);
-        request.encode().push_local(tap.gateway.into()).push_address(tap.gateway.into());
+        request
+            .encode()
+            .push_local(tap.gateway.into())
+            .push_address(tap.gateway.into());
         self.0.request(&request)?.recv_ack()
     }
 
@@ -170,8 +215,14 @@ impl Links {
             ndm_state: NEIGHBOUR_PERMANENT,
             ..Default::default()
         };
-        let mut request = rt_neigh::Request::new().set_create().set_replace().op_newneigh_do(&header);
-        request.encode().push_dst(tap.guest.into()).push_lladdr(&tap.guest_mac.bytes());
+        let mut request = rt_neigh::Request::new()
+            .set_create()
+            .set_replace()
+            .op_newneigh_do(&header);
+        request
+            .encode()
+            .push_dst(tap.guest.into())
+            .push_lladdr(&tap.guest_mac.bytes());
         self.0.request(&request)?.recv_ack()
     }
 
@@ -183,9 +234,16 @@ impl Links {
 
     /// Sets a value of `/proc/sys/net/ipv4/conf/<interface>` to 1. By netlink, because /proc/sys is read-only in an unprivileged container.
     fn set_ipv4_configuration(&mut self, index: u32, key: u16) -> Result<(), ReplyError> {
-        let header = rt_link::Ifinfomsg { ifi_index: index.cast_signed(), ..Default::default() };
+        let header = rt_link::Ifinfomsg {
+            ifi_index: index.cast_signed(),
+            ..Default::default()
+        };
         let mut request = rt_link::Request::new().op_setlink_do(&header);
-        request.encode().nested_af_spec().nested_inet().push_conf(&ipv4_configuration(key, 1));
+        request
+            .encode()
+            .nested_af_spec()
+            .nested_inet()
+            .push_conf(&ipv4_configuration(key, 1));
         self.0.request(&request)?.recv_ack()
     }
 }

@@ -80,12 +80,18 @@ impl PodNamespace {
     pub(crate) async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
         let (sender, result) = oneshot::channel();
         let body = move || {
-            let entered = rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&self.0), Some(LinkNameSpaceType::Network));
+            let entered = rustix::thread::move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&self.0),
+                Some(LinkNameSpaceType::Network),
+            );
             let result = entered.map_err(|error| Error::Enter(error.into())).map(|()| work());
             // The receiver is gone when it has waited too long.
             let _ = sender.send(result);
         };
-        std::thread::Builder::new().name("pod-netns".into()).spawn(body).map_err(Error::Thread)?;
+        std::thread::Builder::new()
+            .name("pod-netns".into())
+            .spawn(body)
+            .map_err(Error::Thread)?;
         match tokio::time::timeout(TIMEOUT, result).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(Error::Ended),

@@ -44,34 +44,61 @@ pub(super) fn replace_table(table: &Table) -> Result<(), Error> {
     let mut socket = NetlinkSocket::new();
     let batch = encode(table).map_err(Error::Name)?;
     let kernel = |error: ReplyError| Error::Kernel(Box::new(error));
-    socket.request_chained(&batch).map_err(|error| kernel(error.into()))?.recv_all().map_err(kernel)
+    socket
+        .request_chained(&batch)
+        .map_err(|error| kernel(error.into()))?
+        .recv_all()
+        .map_err(kernel)
 }
 
 fn encode(table: &Table) -> Result<impl NetlinkChained + Send + Sync + use<>, std::ffi::NulError> {
     let name = CString::new(TABLE)?;
-    let header = Nfgenmsg { nfgen_family: FAMILY_INET, ..Default::default() };
+    let header = Nfgenmsg {
+        nfgen_family: FAMILY_INET,
+        ..Default::default()
+    };
     let mut batch_header = Nfgenmsg::new();
     batch_header.set_res_id(SUBSYSTEM_NFTABLES);
 
     let mut batch = Chained::new(1);
     batch.request().op_batch_begin_do(&batch_header);
     // A table that is made, deleted and made again is new, whether or not it was there before.
-    batch.request().set_create().op_newtable_do(&header).encode().push_name(&name);
+    batch
+        .request()
+        .set_create()
+        .op_newtable_do(&header)
+        .encode()
+        .push_name(&name);
     batch.request().op_deltable_do(&header).encode().push_name(&name);
-    batch.request().set_create().op_newtable_do(&header).encode().push_name(&name);
+    batch
+        .request()
+        .set_create()
+        .op_newtable_do(&header)
+        .encode()
+        .push_name(&name);
     for chain in &table.chains {
         encode_chain(&mut batch, &header, &name, chain)?;
     }
     let rules: usize = table.chains.iter().map(|chain| chain.rules.len()).sum();
     if (5 + table.chains.len() + rules).is_multiple_of(64) {
         // netlink-socket2 0.3.5 waits for no answer to a batch of exactly 64 messages. A chain that is there already changes nothing.
-        batch.request().set_create().op_newtable_do(&header).encode().push_name(&name);
+        batch
+            .request()
+            .set_create()
+            .op_newtable_do(&header)
+            .encode()
+            .push_name(&name);
     }
     batch.request().op_batch_end_do(&batch_header);
     Ok(batch.finalize())
 }
 
-fn encode_chain(batch: &mut Chained<'_>, header: &Nfgenmsg, table: &CString, chain: &Chain) -> Result<(), std::ffi::NulError> {
+fn encode_chain(
+    batch: &mut Chained<'_>,
+    header: &Nfgenmsg,
+    table: &CString,
+    chain: &Chain,
+) -> Result<(), std::ffi::NulError> {
     let name = CString::new(chain.name)?;
     let kind = match chain.kind {
         ChainKind::Filter => c"filter",
@@ -85,12 +112,20 @@ fn encode_chain(batch: &mut Chained<'_>, header: &Nfgenmsg, table: &CString, cha
     };
     let mut request = batch.request().set_create().op_newchain_do(header);
     let attributes = request.encode().push_table(table).push_name(&name);
-    let attributes = attributes.nested_hook().push_num(hook).push_priority(chain.priority).end_nested();
+    let attributes = attributes
+        .nested_hook()
+        .push_num(hook)
+        .push_priority(chain.priority)
+        .end_nested();
     attributes.push_policy(VerdictCode::Accept as u32).push_type(kind);
     drop(request);
     for rule in &chain.rules {
         let mut request = batch.request().set_create().set_append().op_newrule_do(header);
-        let expressions = request.encode().push_table(table).push_chain(&name).nested_expressions();
+        let expressions = request
+            .encode()
+            .push_table(table)
+            .push_chain(&name)
+            .nested_expressions();
         encode_rule(expressions, rule).end_nested();
     }
     Ok(())
@@ -103,8 +138,16 @@ fn encode_rule<P: Pusher>(expressions: PushExprListAttrs<P>, rule: &Rule) -> Pus
 
 fn encode_match<P: Pusher>(expressions: PushExprListAttrs<P>, matching: &Match) -> PushExprListAttrs<P> {
     match matching {
-        Match::In(name) => compare(load_meta(expressions, MetaKeys::Iifname), CmpOps::Eq, &interface_name(name)),
-        Match::Out(name) => compare(load_meta(expressions, MetaKeys::Oifname), CmpOps::Eq, &interface_name(name)),
+        Match::In(name) => compare(
+            load_meta(expressions, MetaKeys::Iifname),
+            CmpOps::Eq,
+            &interface_name(name),
+        ),
+        Match::Out(name) => compare(
+            load_meta(expressions, MetaKeys::Oifname),
+            CmpOps::Eq,
+            &interface_name(name),
+        ),
         Match::Ipv6 => compare(load_meta(expressions, MetaKeys::Nfproto), CmpOps::Eq, &[FAMILY_IPV6]),
         Match::From(prefix) => compare_address(expressions, Side::Source, CmpOps::Eq, *prefix),
         Match::NotFrom(prefix) => compare_address(expressions, Side::Source, CmpOps::Neq, *prefix),
@@ -117,10 +160,27 @@ fn encode_match<P: Pusher>(expressions: PushExprListAttrs<P>, matching: &Match) 
 fn encode_established<P: Pusher>(expressions: PushExprListAttrs<P>) -> PushExprListAttrs<P> {
     let register = Registers::Reg1 as u32;
     let load = expressions.nested_elem().nested_data_ct();
-    let loaded = load.push_dreg(register).push_key(CtKeys::State as u32).end_nested().end_nested();
-    let mask = loaded.nested_elem().nested_data_bitwise().push_sreg(register).push_dreg(register).push_len(4);
-    let mask = mask.nested_mask().push_value(&STATE_ESTABLISHED_OR_RELATED.to_ne_bytes()).end_nested();
-    let masked = mask.nested_xor().push_value(&[0; 4]).end_nested().end_nested().end_nested();
+    let loaded = load
+        .push_dreg(register)
+        .push_key(CtKeys::State as u32)
+        .end_nested()
+        .end_nested();
+    let mask = loaded
+        .nested_elem()
+        .nested_data_bitwise()
+        .push_sreg(register)
+        .push_dreg(register)
+        .push_len(4);
+    let mask = mask
+        .nested_mask()
+        .push_value(&STATE_ESTABLISHED_OR_RELATED.to_ne_bytes())
+        .end_nested();
+    let masked = mask
+        .nested_xor()
+        .push_value(&[0; 4])
+        .end_nested()
+        .end_nested()
+        .end_nested();
     compare(masked, CmpOps::Neq, &[0; 4])
 }
 
@@ -135,8 +195,16 @@ fn encode_action<P: Pusher>(expressions: PushExprListAttrs<P>, action: Action) -
 }
 
 fn verdict<P: Pusher>(expressions: PushExprListAttrs<P>, code: VerdictCode) -> PushExprListAttrs<P> {
-    let immediate = expressions.nested_elem().nested_data_immediate().push_dreg(Registers::RegVerdict as u32);
-    let data = immediate.nested_data().nested_verdict().push_code(code as u32).end_nested().end_nested();
+    let immediate = expressions
+        .nested_elem()
+        .nested_data_immediate()
+        .push_dreg(Registers::RegVerdict as u32);
+    let data = immediate
+        .nested_data()
+        .nested_verdict()
+        .push_code(code as u32)
+        .end_nested()
+        .end_nested();
     data.end_nested().end_nested()
 }
 
@@ -144,21 +212,37 @@ fn translate<P: Pusher>(expressions: PushExprListAttrs<P>, direction: u32, to: I
     let register = Registers::Reg1 as u32;
     let (bytes, family) = octets(to);
     let address: PushExprAttrs<_> = expressions.nested_elem();
-    let immediate = address.nested_data_immediate().push_dreg(register).nested_data().push_value(&bytes);
+    let immediate = address
+        .nested_data_immediate()
+        .push_dreg(register)
+        .nested_data()
+        .push_value(&bytes);
     let loaded = immediate.end_nested().end_nested().end_nested();
-    let nat = loaded.nested_elem().nested_data_nat().push_type(direction).push_family(family.into());
+    let nat = loaded
+        .nested_elem()
+        .nested_data_nat()
+        .push_type(direction)
+        .push_family(family.into());
     nat.push_reg_addr_min(register).end_nested().end_nested()
 }
 
 fn load_meta<P: Pusher>(expressions: PushExprListAttrs<P>, key: MetaKeys) -> PushExprListAttrs<P> {
     let meta = expressions.nested_elem().nested_data_meta();
-    meta.push_key(key as u32).push_dreg(Registers::Reg1 as u32).end_nested().end_nested()
+    meta.push_key(key as u32)
+        .push_dreg(Registers::Reg1 as u32)
+        .end_nested()
+        .end_nested()
 }
 
 fn compare<P: Pusher>(expressions: PushExprListAttrs<P>, operator: CmpOps, value: &[u8]) -> PushExprListAttrs<P> {
     let compare = expressions.nested_elem().nested_data_cmp();
     let compare = compare.push_sreg(Registers::Reg1 as u32).push_op(operator as u32);
-    compare.nested_data().push_value(value).end_nested().end_nested().end_nested()
+    compare
+        .nested_data()
+        .push_value(value)
+        .end_nested()
+        .end_nested()
+        .end_nested()
 }
 
 /// Which address of an IP header.
@@ -185,8 +269,14 @@ fn compare_address<P: Pusher>(
     let value = bytes.get(..usize::from(prefix.bytes)).unwrap_or(&bytes);
     let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
     let of_family = compare(load_meta(expressions, MetaKeys::Nfproto), CmpOps::Eq, &[family]);
-    let payload = of_family.nested_elem().nested_data_payload().push_dreg(Registers::Reg1 as u32);
-    let payload = payload.push_base(PayloadBase::NetworkHeader as u32).push_offset(offset).push_len(length);
+    let payload = of_family
+        .nested_elem()
+        .nested_data_payload()
+        .push_dreg(Registers::Reg1 as u32);
+    let payload = payload
+        .push_base(PayloadBase::NetworkHeader as u32)
+        .push_offset(offset)
+        .push_len(length);
     compare(payload.end_nested().end_nested(), operator, value)
 }
 

@@ -59,8 +59,14 @@ impl GuestInterface {
             if interfaces.iter().any(|other| other.name == *name) {
                 return Err(Error::DuplicateName(name.clone()));
             }
-            let mac = mac.parse().map_err(|source| Error::Mac { interface: name.clone(), source })?;
-            interfaces.push(Self { name: name.clone(), mac });
+            let mac = mac.parse().map_err(|source| Error::Mac {
+                interface: name.clone(),
+                source,
+            })?;
+            interfaces.push(Self {
+                name: name.clone(),
+                mac,
+            });
         }
         Ok(interfaces)
     }
@@ -111,9 +117,16 @@ impl Plan {
     /// The plan for `interfaces` in a pod with `uplink`. Interface i has the network 10.0.(2+i).0/24.
     pub(crate) fn new(interfaces: &[GuestInterface], uplink: Uplink) -> Result<Self, Error> {
         let numbers = 0..u8::try_from(MAX_INTERFACES).unwrap_or(u8::MAX);
-        let taps: Vec<Tap> = numbers.zip(interfaces).map(|(number, interface)| Tap::new(number, interface)).collect();
+        let taps: Vec<Tap> = numbers
+            .zip(interfaces)
+            .map(|(number, interface)| Tap::new(number, interface))
+            .collect();
         for tap in &taps {
-            if let Some(inside) = uplink.addresses.iter().find(|address| address.octets()[..3] == tap.network.octets()[..3]) {
+            if let Some(inside) = uplink
+                .addresses
+                .iter()
+                .find(|address| address.octets()[..3] == tap.network.octets()[..3])
+            {
                 return Err(Error::Overlap(*inside, tap.network));
             }
         }
@@ -141,12 +154,20 @@ pub(super) mod tests {
     use super::*;
 
     pub(in crate::network) fn uplink() -> Uplink {
-        Uplink { index: 2, name: "eth0".into(), mtu: 1450, addresses: vec![Ipv4Addr::new(10, 244, 1, 7)] }
+        Uplink {
+            index: 2,
+            name: "eth0".into(),
+            mtu: 1450,
+            addresses: vec![Ipv4Addr::new(10, 244, 1, 7)],
+        }
     }
 
     pub(in crate::network) fn interfaces(count: u8) -> Vec<GuestInterface> {
         let requests: Vec<_> = (0..count)
-            .map(|number| InterfaceRequest { name: format!("net{number}"), mac: format!("02:00:00:00:01:{number:02x}") })
+            .map(|number| InterfaceRequest {
+                name: format!("net{number}"),
+                mac: format!("02:00:00:00:01:{number:02x}"),
+            })
             .collect();
         GuestInterface::check_all(&requests).unwrap()
     }
@@ -156,7 +177,10 @@ pub(super) mod tests {
         let plan = Plan::new(&interfaces(1), uplink()).unwrap();
         let [tap] = plan.taps.as_slice() else { panic!() };
         assert_eq!((tap.device.as_str(), tap.interface.as_str()), ("tap0", "net0"));
-        assert_eq!((tap.gateway, tap.guest), (Ipv4Addr::new(10, 0, 2, 1), Ipv4Addr::new(10, 0, 2, 2)));
+        assert_eq!(
+            (tap.gateway, tap.guest),
+            (Ipv4Addr::new(10, 0, 2, 1), Ipv4Addr::new(10, 0, 2, 2))
+        );
     }
 
     #[test]
@@ -168,14 +192,22 @@ pub(super) mod tests {
 
     #[test]
     fn requests_that_cannot_be_met_are_refused() {
-        let request = |name: &str, mac: &str| InterfaceRequest { name: name.into(), mac: mac.into() };
+        let request = |name: &str, mac: &str| InterfaceRequest {
+            name: name.into(),
+            mac: mac.into(),
+        };
         let good = request("a", "02:00:00:00:00:01");
         let check = |requests: &[InterfaceRequest]| GuestInterface::check_all(requests).unwrap_err().to_string();
-        assert_eq!(check(&vec![good.clone(); 9]), "a VM can have at most 8 masquerade interfaces, not 9");
+        assert_eq!(
+            check(&vec![good.clone(); 9]),
+            "a VM can have at most 8 masquerade interfaces, not 9"
+        );
         assert_eq!(check(&[good.clone(), good]), "two interfaces are called a");
         assert!(check(&[request("", "02:00:00:00:00:01")]).contains("1 to 63 bytes"));
         assert!(check(&[request(&"x".repeat(64), "02:00:00:00:00:01")]).contains("1 to 63 bytes"));
-        assert!(check(&[request("a", "ff:ff:ff:ff:ff:ff")]).starts_with("the MAC address of interface a cannot be used: "));
+        assert!(
+            check(&[request("a", "ff:ff:ff:ff:ff:ff")]).starts_with("the MAC address of interface a cannot be used: ")
+        );
     }
 
     #[test]
@@ -183,6 +215,10 @@ pub(super) mod tests {
         let mut uplink = uplink();
         uplink.addresses.push(Ipv4Addr::new(10, 0, 2, 77));
         let error = Plan::new(&interfaces(1), uplink).unwrap_err();
-        assert!(error.to_string().starts_with("the pod's address 10.0.2.77 is in the guest network 10.0.2.0/24"));
+        assert!(
+            error
+                .to_string()
+                .starts_with("the pod's address 10.0.2.77 is in the guest network 10.0.2.0/24")
+        );
     }
 }

@@ -121,34 +121,82 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
-const LOOPBACK_NETWORK: Prefix = Prefix { address: IpAddr::V4(LOOPBACK), bytes: 1 };
+const LOOPBACK_NETWORK: Prefix = Prefix {
+    address: IpAddr::V4(LOOPBACK),
+    bytes: 1,
+};
 
 impl Prefix {
     fn host(address: Ipv4Addr) -> Self {
-        Self { address: address.into(), bytes: 4 }
+        Self {
+            address: address.into(),
+            bytes: 4,
+        }
     }
 
     fn network_24(address: Ipv4Addr) -> Self {
-        Self { address: address.into(), bytes: 3 }
+        Self {
+            address: address.into(),
+            bytes: 3,
+        }
     }
 }
 
 impl Rule {
     fn new(matches: impl IntoIterator<Item = Match>, action: Action) -> Self {
-        Self { matches: matches.into_iter().collect(), action }
+        Self {
+            matches: matches.into_iter().collect(),
+            action,
+        }
     }
 }
 
 /// The table for `plan`.
 pub(super) fn table(plan: &Plan) -> Table {
-    let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
+    let chain = |name, kind, hook, priority, rules| Chain {
+        name,
+        kind,
+        hook,
+        priority,
+        rules,
+    };
     Table {
         chains: vec![
-            chain("from-guest", ChainKind::Filter, Hook::Prerouting, PRIORITY_RAW, anti_spoofing(plan)),
-            chain("to-guest", ChainKind::Nat, Hook::Prerouting, PRIORITY_DESTINATION_NAT, inbound(plan)),
-            chain("local-to-guest", ChainKind::Nat, Hook::Output, PRIORITY_DESTINATION_NAT, local(plan)),
-            chain("guest-to-pod", ChainKind::Filter, Hook::Input, PRIORITY_FILTER, input(plan)),
-            chain("outbound", ChainKind::Nat, Hook::Postrouting, PRIORITY_SOURCE_NAT, outbound(plan)),
+            chain(
+                "from-guest",
+                ChainKind::Filter,
+                Hook::Prerouting,
+                PRIORITY_RAW,
+                anti_spoofing(plan),
+            ),
+            chain(
+                "to-guest",
+                ChainKind::Nat,
+                Hook::Prerouting,
+                PRIORITY_DESTINATION_NAT,
+                inbound(plan),
+            ),
+            chain(
+                "local-to-guest",
+                ChainKind::Nat,
+                Hook::Output,
+                PRIORITY_DESTINATION_NAT,
+                local(plan),
+            ),
+            chain(
+                "guest-to-pod",
+                ChainKind::Filter,
+                Hook::Input,
+                PRIORITY_FILTER,
+                input(plan),
+            ),
+            chain(
+                "outbound",
+                ChainKind::Nat,
+                Hook::Postrouting,
+                PRIORITY_SOURCE_NAT,
+                outbound(plan),
+            ),
         ],
     }
 }
@@ -168,7 +216,9 @@ fn anti_spoofing(plan: &Plan) -> Vec<Rule> {
 
 /// What comes to the pod is for the guest: every protocol, every port.
 fn inbound(plan: &Plan) -> Vec<Rule> {
-    let Some(tap) = plan.taps.first() else { return Vec::new() };
+    let Some(tap) = plan.taps.first() else {
+        return Vec::new();
+    };
     let rule = |address: &Ipv4Addr| {
         let matches = [Match::In(plan.uplink.name.clone()), Match::To(Prefix::host(*address))];
         Rule::new(matches, Action::DestinationNat(tap.guest.into()))
@@ -178,7 +228,9 @@ fn inbound(plan: &Plan) -> Vec<Rule> {
 
 /// What the runtime sends to 127.0.0.1 in the pod's namespace, as for `kubectl port-forward`, is for the guest too.
 fn local(plan: &Plan) -> Vec<Rule> {
-    let Some(tap) = plan.taps.first() else { return Vec::new() };
+    let Some(tap) = plan.taps.first() else {
+        return Vec::new();
+    };
     let rule = |protocol| {
         let matches = [Match::To(Prefix::host(LOOPBACK)), Match::Protocol(protocol)];
         Rule::new(matches, Action::DestinationNat(tap.guest.into()))
@@ -218,7 +270,12 @@ mod tests {
     use super::*;
 
     fn rules<'a>(table: &'a Table, chain: &str) -> &'a [Rule] {
-        &table.chains.iter().find(|candidate| candidate.name == chain).unwrap().rules
+        &table
+            .chains
+            .iter()
+            .find(|candidate| candidate.name == chain)
+            .unwrap()
+            .rules
     }
 
     #[test]
@@ -228,16 +285,30 @@ mod tests {
         let table = table(&Plan::new(&interfaces(2), uplink).unwrap());
         let guest = Action::DestinationNat(Ipv4Addr::new(10, 0, 2, 2).into());
         assert_eq!(rules(&table, "to-guest").len(), 2);
-        assert!(rules(&table, "to-guest").iter().chain(rules(&table, "local-to-guest")).all(|rule| rule.action == guest));
+        assert!(
+            rules(&table, "to-guest")
+                .iter()
+                .chain(rules(&table, "local-to-guest"))
+                .all(|rule| rule.action == guest)
+        );
     }
 
     #[test]
     fn every_tap_is_guarded_by_its_own_address() {
         let table = table(&Plan::new(&interfaces(2), uplink()).unwrap());
-        for (device, guest) in [("tap0", Ipv4Addr::new(10, 0, 2, 2)), ("tap1", Ipv4Addr::new(10, 0, 3, 2))] {
-            let spoofed = Rule::new([Match::In(device.into()), Match::NotFrom(Prefix::host(guest))], Action::Drop);
+        for (device, guest) in [
+            ("tap0", Ipv4Addr::new(10, 0, 2, 2)),
+            ("tap1", Ipv4Addr::new(10, 0, 3, 2)),
+        ] {
+            let spoofed = Rule::new(
+                [Match::In(device.into()), Match::NotFrom(Prefix::host(guest))],
+                Action::Drop,
+            );
             assert!(rules(&table, "from-guest").contains(&spoofed));
-            let last = rules(&table, "guest-to-pod").iter().rfind(|rule| rule.matches[0] == Match::In(device.into())).unwrap();
+            let last = rules(&table, "guest-to-pod")
+                .iter()
+                .rfind(|rule| rule.matches[0] == Match::In(device.into()))
+                .unwrap();
             assert_eq!(*last, Rule::new([Match::In(device.into())], Action::Drop));
         }
     }

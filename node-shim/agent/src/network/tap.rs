@@ -39,7 +39,10 @@ pub(crate) fn open(device: &str) -> Result<OwnedFd, Error> {
     // SAFETY: the descriptor is open, and the kernel reads and writes one ifreq, which outlives the call.
     let made = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if made < 0 {
-        return Err(Error::Make { device: device.to_owned(), source: io::Error::last_os_error() });
+        return Err(Error::Make {
+            device: device.to_owned(),
+            source: io::Error::last_os_error(),
+        });
     }
     Ok(tap)
 }

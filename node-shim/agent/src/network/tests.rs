@@ -12,7 +12,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 
 use frame::{Datagram, ICMP, TCP, UDP};
-use lab::{GUEST, GUEST_MAC, GATEWAY, Lab, NODE, POD, PATIENCE};
+use lab::{GATEWAY, GUEST, GUEST_MAC, Lab, NODE, PATIENCE, POD};
 
 /// Makes a lab, or ends the test where it cannot be made.
 macro_rules! lab {
@@ -42,9 +42,15 @@ fn udp_to_the_pod_reaches_the_guest_and_its_answer_comes_back() {
     let socket = lab.node.inside(|| udp_socket(NODE, 0));
     socket.send_to(b"ping", (POD, 9999)).unwrap();
     let seen = lab.guest.receive(UDP);
-    assert_eq!((seen.destination_mac, seen.source_mac), (GUEST_MAC, [0x02, 0, 0x54, 0x4d, 0, 0]));
+    assert_eq!(
+        (seen.destination_mac, seen.source_mac),
+        (GUEST_MAC, [0x02, 0, 0x54, 0x4d, 0, 0])
+    );
     assert_eq!((seen.datagram.source, seen.datagram.destination), (NODE, GUEST));
-    assert_eq!((seen.datagram.destination_port(), seen.datagram.udp_payload()), (9999, b"ping".as_slice()));
+    assert_eq!(
+        (seen.datagram.destination_port(), seen.datagram.udp_payload()),
+        (9999, b"ping".as_slice())
+    );
     lab.guest.send(&seen.datagram.udp_answer(b"pong"));
     assert_eq!(receive_from(&socket), (b"pong".to_vec(), SocketAddr::from((POD, 9999))));
 }
@@ -53,9 +59,18 @@ fn udp_to_the_pod_reaches_the_guest_and_its_answer_comes_back() {
 fn tcp_to_any_port_of_the_pod_reaches_the_guest() {
     let lab = lab!();
     for port in [1, 22, 80, 65535] {
-        let client = lab.node.start(move || TcpStream::connect_timeout(&(POD, port).into(), PATIENCE));
+        let client = lab
+            .node
+            .start(move || TcpStream::connect_timeout(&(POD, port).into(), PATIENCE));
         let seen = lab.guest.receive(TCP);
-        assert_eq!((seen.datagram.source, seen.datagram.destination, seen.datagram.destination_port()), (NODE, GUEST, port));
+        assert_eq!(
+            (
+                seen.datagram.source,
+                seen.datagram.destination,
+                seen.datagram.destination_port()
+            ),
+            (NODE, GUEST, port)
+        );
         lab.guest.send(&seen.datagram.tcp_refusal());
         // The refusal is only believed when its addresses, ports and checksum are right.
         assert_eq!(client.join().unwrap().unwrap_err().kind(), ErrorKind::ConnectionRefused);
@@ -73,7 +88,12 @@ fn icmp_to_the_pod_reaches_the_guest() {
     assert_eq!((seen.datagram.source, seen.datagram.destination), (NODE, GUEST));
     assert_eq!(seen.datagram.payload, echo);
     let answer = frame::icmp_echo(0, 0x1234, b"hello");
-    lab.guest.send(&Datagram { source: GUEST, destination: NODE, protocol: ICMP, payload: answer.clone() });
+    lab.guest.send(&Datagram {
+        source: GUEST,
+        destination: NODE,
+        protocol: ICMP,
+        payload: answer.clone(),
+    });
     let mut packet = [0; 1500];
     let length = ping.read(&mut packet).unwrap();
     let received = Datagram::parse(&packet[..length]).unwrap();
@@ -86,10 +106,16 @@ fn what_the_guest_sends_leaves_with_the_pods_address() {
     let socket = lab.node.inside(|| udp_socket(NODE, 5300));
     lab.guest.send(&Datagram::udp((GUEST, 4000), (NODE, 5300), b"query"));
     let (payload, from) = receive_from(&socket);
-    assert_eq!((payload.as_slice(), from), (b"query".as_slice(), SocketAddr::from((POD, 4000))));
+    assert_eq!(
+        (payload.as_slice(), from),
+        (b"query".as_slice(), SocketAddr::from((POD, 4000)))
+    );
     socket.send_to(b"answer", from).unwrap();
     let seen = lab.guest.receive(UDP).datagram;
-    assert_eq!((seen.source, seen.destination, seen.destination_port()), (NODE, GUEST, 4000));
+    assert_eq!(
+        (seen.source, seen.destination, seen.destination_port()),
+        (NODE, GUEST, 4000)
+    );
     assert_eq!(seen.udp_payload(), b"answer");
 }
 
@@ -99,13 +125,24 @@ fn local_connections_of_the_pod_reach_the_guest_as_port_forward_needs_it() {
     let socket = lab.pod.inside(|| udp_socket(Ipv4Addr::LOCALHOST, 0));
     socket.send_to(b"ping", (Ipv4Addr::LOCALHOST, 2222)).unwrap();
     let seen = lab.guest.receive(UDP).datagram;
-    assert_eq!((seen.source, seen.destination, seen.destination_port()), (GATEWAY, GUEST, 2222));
+    assert_eq!(
+        (seen.source, seen.destination, seen.destination_port()),
+        (GATEWAY, GUEST, 2222)
+    );
     lab.guest.send(&seen.udp_answer(b"pong"));
-    assert_eq!(receive_from(&socket), (b"pong".to_vec(), SocketAddr::from((Ipv4Addr::LOCALHOST, 2222))));
+    assert_eq!(
+        receive_from(&socket),
+        (b"pong".to_vec(), SocketAddr::from((Ipv4Addr::LOCALHOST, 2222)))
+    );
 
-    let client = lab.pod.start(|| TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, 22).into(), PATIENCE));
+    let client = lab
+        .pod
+        .start(|| TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, 22).into(), PATIENCE));
     let seen = lab.guest.receive(TCP).datagram;
-    assert_eq!((seen.source, seen.destination, seen.destination_port()), (GATEWAY, GUEST, 22));
+    assert_eq!(
+        (seen.source, seen.destination, seen.destination_port()),
+        (GATEWAY, GUEST, 22)
+    );
     lab.guest.send(&seen.tcp_refusal());
     assert_eq!(client.join().unwrap().unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }
@@ -114,7 +151,12 @@ fn local_connections_of_the_pod_reach_the_guest_as_port_forward_needs_it() {
 fn the_guest_can_ping_its_gateway() {
     let lab = lab!();
     let echo = frame::icmp_echo(8, 7, b"up?");
-    lab.guest.send(&Datagram { source: GUEST, destination: GATEWAY, protocol: ICMP, payload: echo });
+    lab.guest.send(&Datagram {
+        source: GUEST,
+        destination: GATEWAY,
+        protocol: ICMP,
+        payload: echo,
+    });
     let seen = lab.guest.receive(ICMP).datagram;
     assert_eq!((seen.source, seen.payload), (GATEWAY, frame::icmp_echo(0, 7, b"up?")));
 }
@@ -123,8 +165,16 @@ fn the_guest_can_ping_its_gateway() {
 fn the_guest_cannot_send_from_an_address_that_is_not_its_own() {
     let lab = lab!();
     let socket = lab.node.inside(|| udp_socket(NODE, 5300));
-    for spoofed in [Ipv4Addr::new(10, 0, 2, 3), POD, Ipv4Addr::new(10, 244, 1, 99), NODE, Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
-        lab.guest.send(&Datagram::udp((spoofed, 4000), (NODE, 5300), b"spoofed"));
+    for spoofed in [
+        Ipv4Addr::new(10, 0, 2, 3),
+        POD,
+        Ipv4Addr::new(10, 244, 1, 99),
+        NODE,
+        Ipv4Addr::LOCALHOST,
+        Ipv4Addr::UNSPECIFIED,
+    ] {
+        lab.guest
+            .send(&Datagram::udp((spoofed, 4000), (NODE, 5300), b"spoofed"));
     }
     lab.guest.send(&Datagram::udp((GUEST, 4000), (NODE, 5300), b"honest"));
     assert_eq!(receive_from(&socket).0, b"honest");
@@ -135,10 +185,14 @@ fn the_guest_reaches_no_socket_in_the_pods_namespace() {
     let lab = lab!();
     let socket = lab.pod.inside(|| udp_socket(Ipv4Addr::UNSPECIFIED, 7777));
     for address in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 1, 2, 3), GATEWAY, POD] {
-        lab.guest.send(&Datagram::udp((GUEST, 4000), (address, 7777), b"intruder"));
+        lab.guest
+            .send(&Datagram::udp((GUEST, 4000), (address, 7777), b"intruder"));
     }
     // Would arrive after the others, had they been let in.
-    lab.pod.inside(|| udp_socket(POD, 0)).send_to(b"own", (POD, 7777)).unwrap();
+    lab.pod
+        .inside(|| udp_socket(POD, 0))
+        .send_to(b"own", (POD, 7777))
+        .unwrap();
     assert_eq!(receive_from(&socket).0, b"own");
 }
 
@@ -169,13 +223,26 @@ fn the_tap_goes_with_its_shim() {
 fn the_grant_says_what_the_guest_is_told() {
     let lab = lab!();
     let network = &lab.grant.network;
-    assert_eq!((network.address, network.gateway, network.prefix_length, network.mtu), (GUEST, GATEWAY, 24, 1450));
+    assert_eq!(
+        (network.address, network.gateway, network.prefix_length, network.mtu),
+        (GUEST, GATEWAY, 24, 1450)
+    );
     assert_eq!(network.gateway_mac, "02:00:54:4d:00:00");
     let link = lab.pod.run("ip", &["-d", "link", "show", "tap0"]);
-    for expected in ["mtu 1450", "link/ether 02:00:54:4d:00:00", "vnet_hdr on", "persist off", "UP"] {
+    for expected in [
+        "mtu 1450",
+        "link/ether 02:00:54:4d:00:00",
+        "vnet_hdr on",
+        "persist off",
+        "UP",
+    ] {
         assert!(link.contains(expected), "{expected:?} is not in {link}");
     }
-    assert!(lab.pod.run("ip", &["neigh", "show", "dev", "tap0"]).contains("10.0.2.2 lladdr 02:00:00:00:01:00 PERMANENT"));
+    assert!(
+        lab.pod
+            .run("ip", &["neigh", "show", "dev", "tap0"])
+            .contains("10.0.2.2 lladdr 02:00:00:00:01:00 PERMANENT")
+    );
 }
 
 #[test]
@@ -186,16 +253,23 @@ fn the_rules_are_the_documented_ones() {
 
 #[test]
 fn a_pod_without_a_network_is_refused_with_the_reason() {
-    let Some(pod) = lab::Namespace::new() else { return eprintln!("SKIPPED: network namespaces need root") };
+    let Some(pod) = lab::Namespace::new() else {
+        return eprintln!("SKIPPED: network namespaces need root");
+    };
     let error = lab::attach(&pod).unwrap_err();
-    assert_eq!(error.to_string(), "the pod has no IPv4 default route: is the node's CNI plugin working?");
+    assert_eq!(
+        error.to_string(),
+        "the pod has no IPv4 default route: is the node's CNI plugin working?"
+    );
     assert!(error.is_retryable());
 }
 
 #[test]
 fn many_interfaces_are_connected_at_once() {
     // Eight taps make a batch of more than 64 netlink messages.
-    let Some(lab) = Lab::with_interfaces(8) else { return eprintln!("SKIPPED: network namespaces and taps need root") };
+    let Some(lab) = Lab::with_interfaces(8) else {
+        return eprintln!("SKIPPED: network namespaces and taps need root");
+    };
     let rules = lab.rules();
     assert!(rules.contains(r#"iifname "tap7" ip saddr != 10.0.9.2 drop"#), "{rules}");
 }

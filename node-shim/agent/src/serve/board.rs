@@ -117,17 +117,32 @@ impl Board {
     /// A conversation said something.
     pub(super) fn report(&mut self, report: Report, now: Instant) {
         match report {
-            Report::Guest { pod, connection, status } => {
+            Report::Guest {
+                pod,
+                connection,
+                status,
+            } => {
                 let known = self.guests.get(&pod);
                 let newer = known.is_none_or(|known| known.connection <= connection);
                 if newer && known.is_none_or(|known| known.status != status) {
-                    self.guests.insert(pod, Guest { connection, status, changed_at: now });
+                    self.guests.insert(
+                        pod,
+                        Guest {
+                            connection,
+                            status,
+                            changed_at: now,
+                        },
+                    );
                 } else if let (true, Some(known)) = (newer, self.guests.get_mut(&pod)) {
                     known.connection = connection;
                 }
             }
             Report::HungUp { pod, connection } => {
-                if self.guests.get(&pod).is_some_and(|known| known.connection == connection) {
+                if self
+                    .guests
+                    .get(&pod)
+                    .is_some_and(|known| known.connection == connection)
+                {
                     self.guests.remove(&pod);
                 }
             }
@@ -143,7 +158,10 @@ impl Board {
             self.targets.remove(&name);
             return;
         };
-        let pod = PodName { namespace: name.namespace.clone(), name: pod_name };
+        let pod = PodName {
+            namespace: name.namespace.clone(),
+            name: pod_name,
+        };
         match self.targets.get_mut(&name) {
             Some(target) if target.uid == uid => {
                 // What was written is remembered and not read: the watch may be behind.
@@ -152,7 +170,15 @@ impl Board {
             }
             Some(_) | None => {
                 let written = status.and_then(|status| status.guest.clone());
-                let target = Target { uid, pod, pod_uid, written, in_flight: None, not_before: None, failures: 0 };
+                let target = Target {
+                    uid,
+                    pod,
+                    pod_uid,
+                    written,
+                    in_flight: None,
+                    not_before: None,
+                    failures: 0,
+                };
                 self.targets.insert(name, target);
             }
         }
@@ -175,7 +201,9 @@ impl Board {
         let mut writes = Vec::new();
         let mut next: Option<Instant> = None;
         for (name, target) in &mut self.targets {
-            let Some(guest) = self.guests.get(&target.pod) else { continue };
+            let Some(guest) = self.guests.get(&target.pod) else {
+                continue;
+            };
             let wanted = render(&guest.status, &target.pod_uid);
             if target.in_flight.is_some() || target.written.as_ref() == Some(&wanted) {
                 continue;
@@ -185,7 +213,11 @@ impl Board {
                 // The end of a write makes room.
             } else if at <= now {
                 target.in_flight = Some(wanted.clone());
-                writes.push(Write { vm: name.clone(), uid: target.uid.clone(), guest: wanted });
+                writes.push(Write {
+                    vm: name.clone(),
+                    uid: target.uid.clone(),
+                    guest: wanted,
+                });
             } else {
                 next = Some(next.map_or(at, |next| next.min(at)));
             }
@@ -195,7 +227,9 @@ impl Board {
 
     /// A write has ended.
     pub(super) fn ended(&mut self, vm: &VmName, uid: &str, outcome: Outcome, now: Instant) {
-        let Some(target) = self.targets.get_mut(vm).filter(|target| target.uid == uid) else { return };
+        let Some(target) = self.targets.get_mut(vm).filter(|target| target.uid == uid) else {
+            return;
+        };
         let sent = target.in_flight.take();
         match outcome {
             Outcome::Done => {
@@ -226,12 +260,21 @@ impl Guest {
 
 /// The name of an object that is in a namespace.
 pub(super) fn vm_name(vm: &VirtualMachine) -> Option<VmName> {
-    Some(VmName { namespace: vm.metadata.namespace.clone()?, name: vm.metadata.name.clone()? })
+    Some(VmName {
+        namespace: vm.metadata.namespace.clone()?,
+        name: vm.metadata.name.clone()?,
+    })
 }
 
 /// Whether a shim's status fits into the API's fields.
 pub(super) fn is_plausible(status: &GuestStatus) -> bool {
-    let GuestStatus { state: _, boot_time_ms, vcpus, memory_bytes, resets } = status;
+    let GuestStatus {
+        state: _,
+        boot_time_ms,
+        vcpus,
+        memory_bytes,
+        resets,
+    } = status;
     boot_time(*boot_time_ms).is_some()
         && i32::try_from(*vcpus).is_ok()
         && i64::try_from(*memory_bytes).is_ok()
@@ -263,8 +306,13 @@ fn render(status: &GuestStatus, pod_uid: &str) -> guest::GuestStatus {
 /// Bytes in the largest binary unit that divides them, as Kubernetes writes quantities.
 fn quantity(bytes: u64) -> String {
     const UNITS: [(u64, &str); 4] = [(1 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    let unit = UNITS.into_iter().find(|(size, _)| bytes > 0 && bytes.is_multiple_of(*size));
-    unit.map_or_else(|| bytes.to_string(), |(size, suffix)| format!("{}{suffix}", bytes / size))
+    let unit = UNITS
+        .into_iter()
+        .find(|(size, _)| bytes > 0 && bytes.is_multiple_of(*size));
+    unit.map_or_else(
+        || bytes.to_string(),
+        |(size, suffix)| format!("{}{suffix}", bytes / size),
+    )
 }
 
 #[cfg(test)]

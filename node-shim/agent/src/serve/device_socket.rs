@@ -19,7 +19,8 @@ use crate::event_loop;
 use crate::node_paths::RunDir;
 use crate::unix_socket;
 
-/// Pause after a connection that came while another lives, and after a failed `accept`: it slows down only the one pod that calls.
+/// How long a connection that came while another lives waits for the end of that one, and how long a refused one may stay. It slows
+/// down only the one pod that calls.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Why a device cannot be served.
@@ -64,9 +65,20 @@ impl DeviceSocket {
     pub(super) fn bind(run_dir: &RunDir, device: &str, services: Services) -> Result<Self, Error> {
         let path = run_dir.device_socket(device);
         // Every user: the pod's is not known, and only the one pod that was given the directory sees it.
-        let listener = unix_socket::bind_seqpacket(&path, 0o666).map_err(|source| Error::Bind { path: path.clone(), source })?;
-        let listener = event_loop::watch(listener).map_err(|source| Error::Watch { path: path.clone(), source })?;
-        Ok(Self { device: device.to_owned(), path, listener, services })
+        let listener = unix_socket::bind_seqpacket(&path, 0o666).map_err(|source| Error::Bind {
+            path: path.clone(),
+            source,
+        })?;
+        let listener = event_loop::watch(listener).map_err(|source| Error::Watch {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            device: device.to_owned(),
+            path,
+            listener,
+            services,
+        })
     }
 
     /// Serves for ever.
@@ -84,7 +96,6 @@ impl DeviceSocket {
                 && !self.is_over(live).await
             {
                 refuse(accepted).await;
-                tokio::time::sleep(PAUSE).await;
             } else {
                 current = Some(self.begin(accepted));
             }
@@ -101,7 +112,7 @@ impl DeviceSocket {
 
     /// Whether a conversation must make way: it has ended, or the kubelet has given the device to another pod since.
     async fn is_over(&self, live: &mut Current) -> bool {
-        if live.task.try_join_next().is_some() {
+        if tokio::time::timeout(PAUSE, live.task.join_next()).await.is_ok() {
             return true;
         }
         let Some(caller) = live.caller.get() else { return false };
@@ -113,7 +124,10 @@ impl DeviceSocket {
 
     async fn accept(&self) -> Result<Connection, Error> {
         loop {
-            let watch = |source| Error::Watch { path: self.path.clone(), source };
+            let watch = |source| Error::Watch {
+                path: self.path.clone(),
+                source,
+            };
             let mut guard = self.listener.readable().await.map_err(watch)?;
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match rustix::net::accept_with(guard.get_inner(), flags) {
@@ -143,5 +157,16 @@ async fn ended(current: &mut Option<Current>) {
 async fn refuse(connection: Connection) {
     let reason = "another connection of this VM is being served: close it, or try again when it has ended".to_owned();
     // One packet fits into the socket's buffer; a peer that is gone needs no answer.
-    let _ = tokio::time::timeout(PAUSE, connection.send(&Response::Refused { reason, retryable: true }, &[])).await;
+    let _ = tokio::time::timeout(
+        PAUSE,
+        connection.send(
+            &Response::Refused {
+                reason,
+                retryable: true,
+            },
+            &[],
+        ),
+    )
+    .await;
+    connection.linger(PAUSE).await;
 }

@@ -22,7 +22,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 const CONCURRENT_WRITES: usize = 8;
 
 /// Follows the VirtualMachines of `node_name` and the guests' reports, and writes what has changed.
-pub(super) async fn run(client: Client, node_name: String, mut reports: mpsc::Receiver<Report>) -> Result<(), super::Error> {
+pub(super) async fn run(
+    client: Client,
+    node_name: String,
+    mut reports: mpsc::Receiver<Report>,
+) -> Result<(), super::Error> {
     let of_node = watcher::Config::default().fields(&format!("status.nodeName={node_name}"));
     let events = watch(Api::<VirtualMachine>::all(client.clone()), of_node).default_backoff();
     let mut events = std::pin::pin!(events);

@@ -49,9 +49,16 @@ pub(super) async fn answer(listener: UnixListener) -> Result<(), Error> {
 pub(crate) async fn ask(run_dir: &RunDir) -> Result<(), Error> {
     let ask = async {
         let mut answer = [0; WELL.len()];
-        UnixStream::connect(run_dir.health_socket()).await?.read_exact(&mut answer).await
+        UnixStream::connect(run_dir.health_socket())
+            .await?
+            .read_exact(&mut answer)
+            .await
     };
-    tokio::time::timeout(TIMEOUT, ask).await.map_err(|_| Error::Timeout)?.map(drop).map_err(Error::Ask)
+    tokio::time::timeout(TIMEOUT, ask)
+        .await
+        .map_err(|_| Error::Timeout)?
+        .map(drop)
+        .map_err(Error::Ask)
 }
 
 #[cfg(test)]

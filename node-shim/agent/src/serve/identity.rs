@@ -77,23 +77,33 @@ pub(super) async fn of_device(socket: &Path, device: &str) -> Result<PodName, Er
 async fn look(socket: &Path, device: &str) -> Result<PodName, Error> {
     let channel = kubelet::connect(socket).await.map_err(Error::Connect)?;
     let mut kubelet = PodResourcesListerClient::new(channel).max_decoding_message_size(MAX_LIST_BYTES);
-    let list = kubelet.list(ListPodResourcesRequest {}).await.map_err(|status| Error::List(Box::new(status)))?;
+    let list = kubelet
+        .list(ListPodResourcesRequest {})
+        .await
+        .map_err(|status| Error::List(Box::new(status)))?;
     find(list.get_ref(), device)
 }
 
 fn find(list: &ListPodResourcesResponse, device: &str) -> Result<PodName, Error> {
     let has_device = |pod: &&kubelet::pod_resources::PodResources| {
         let devices = pod.containers.iter().flat_map(|container| &container.devices);
-        devices.filter(|devices| devices.resource_name == KVM_RESOURCE).any(|devices| devices.device_ids.iter().any(|id| id == device))
+        devices
+            .filter(|devices| devices.resource_name == KVM_RESOURCE)
+            .any(|devices| devices.device_ids.iter().any(|id| id == device))
     };
     let mut pods = list.pod_resources.iter().filter(has_device);
-    let name = |pod: &kubelet::pod_resources::PodResources| PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+    let name = |pod: &kubelet::pod_resources::PodResources| PodName {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+    };
     match (pods.next(), pods.next()) {
         (None, _) => Err(Error::NotAllocated(device.to_owned())),
         (Some(pod), None) => Ok(name(pod)),
-        (Some(first), Some(second)) => {
-            Err(Error::Ambiguous { device: device.to_owned(), first: name(first), second: name(second) })
-        }
+        (Some(first), Some(second)) => Err(Error::Ambiguous {
+            device: device.to_owned(),
+            first: name(first),
+            second: name(second),
+        }),
     }
 }
 
@@ -107,14 +117,25 @@ mod tests {
             resource_name: resource.into(),
             device_ids: ids.iter().map(ToString::to_string).collect(),
         }];
-        let containers = vec![ContainerResources { name: "vm".into(), devices }];
-        PodResources { name: name.into(), namespace: "default".into(), containers }
+        let containers = vec![ContainerResources {
+            name: "vm".into(),
+            devices,
+        }];
+        PodResources {
+            name: name.into(),
+            namespace: "default".into(),
+            containers,
+        }
     }
 
     #[test]
     fn the_pod_with_the_id_of_our_resource_is_found() {
         let list = ListPodResourcesResponse {
-            pod_resources: vec![pod("gpu", "example.com/gpu", &["7"]), pod("web", KVM_RESOURCE, &["7"]), pod("db", KVM_RESOURCE, &["70"])],
+            pod_resources: vec![
+                pod("gpu", "example.com/gpu", &["7"]),
+                pod("web", KVM_RESOURCE, &["7"]),
+                pod("db", KVM_RESOURCE, &["70"]),
+            ],
         };
         assert_eq!(find(&list, "7").unwrap().to_string(), "default/web");
         assert_eq!(find(&list, "70").unwrap().to_string(), "default/db");
@@ -123,7 +144,9 @@ mod tests {
 
     #[test]
     fn two_pods_with_one_id_are_neither() {
-        let list = ListPodResourcesResponse { pod_resources: vec![pod("a", KVM_RESOURCE, &["7"]), pod("b", KVM_RESOURCE, &["7"])] };
+        let list = ListPodResourcesResponse {
+            pod_resources: vec![pod("a", KVM_RESOURCE, &["7"]), pod("b", KVM_RESOURCE, &["7"])],
+        };
         assert!(matches!(find(&list, "7"), Err(Error::Ambiguous { .. })));
     }
 }

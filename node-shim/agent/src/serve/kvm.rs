@@ -68,7 +68,8 @@ pub(super) async fn watch(allow_paravirtual: bool, kvm: watch::Sender<Result<(),
 
 /// Opens `/dev/kvm` for a shim, which makes its VM on it.
 pub(super) fn open() -> Result<OwnedFd, Error> {
-    rustix::fs::open("/dev/kvm", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| Error::Open(error.into()))
+    rustix::fs::open("/dev/kvm", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| Error::Open(error.into()))
 }
 
 fn probe(allow_paravirtual: bool) -> Result<(), Error> {
@@ -77,18 +78,32 @@ fn probe(allow_paravirtual: bool) -> Result<(), Error> {
     if version != API_VERSION {
         return Err(Error::ApiVersion(version));
     }
-    if let Some((_, name)) = CAPABILITIES.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+    if let Some((_, name)) = CAPABILITIES
+        .iter()
+        .find(|(capability, _)| !kvm.check_extension(*capability))
+    {
         return Err(Error::Capability(name));
     }
     kvm.create_vm().map_err(Error::MakeVm)?;
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").map_err(Error::CpuInfo)?;
-    if allow_paravirtual || has_hardware_virtualization(&cpuinfo) { Ok(()) } else { Err(Error::Paravirtual) }
+    if allow_paravirtual || has_hardware_virtualization(&cpuinfo) {
+        Ok(())
+    } else {
+        Err(Error::Paravirtual)
+    }
 }
 
 /// Whether the first CPU of a `/proc/cpuinfo` has VT-x or SVM.
 fn has_hardware_virtualization(cpuinfo: &str) -> bool {
-    let flags = cpuinfo.lines().filter_map(|line| line.split_once(':')).find(|(key, _)| key.trim_end() == "flags");
-    flags.is_some_and(|(_, flags)| flags.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+    let flags = cpuinfo
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.trim_end() == "flags");
+    flags.is_some_and(|(_, flags)| {
+        flags
+            .split_ascii_whitespace()
+            .any(|flag| flag == "vmx" || flag == "svm")
+    })
 }
 
 #[cfg(test)]
@@ -100,7 +115,10 @@ mod tests {
         let cases = [
             ("processor\t: 0\nflags\t\t: fpu vme svm sse\n", true),
             ("flags\t\t: fpu vmx\nflags\t\t: fpu\n", true),
-            ("flags\t\t: fpu svm_lock vmxx\nvmx flags\t: vnmi\nmodel name: svm vmx\n", false),
+            (
+                "flags\t\t: fpu svm_lock vmxx\nvmx flags\t: vnmi\nmodel name: svm vmx\n",
+                false,
+            ),
             ("", false),
         ];
         for (cpuinfo, expected) in cases {

@@ -7,7 +7,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use node_shim_protocol::agent::{MAX_DESCRIPTORS, MAX_PACKET_BYTES, Request, Response};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -62,6 +63,13 @@ impl Connection {
         }
     }
 
+    /// Waits until the peer has hung up, but no longer than `patience`, and drops what it says. A socket that is closed with packets
+    /// unread makes the peer's next read fail, and with it hides the answer.
+    pub(super) async fn linger(&self, patience: std::time::Duration) {
+        let hung_up = async { while !matches!(self.receive().await, Ok(None) | Err(Error::Socket(_))) {} };
+        let _ = tokio::time::timeout(patience, hung_up).await;
+    }
+
     /// Sends a response with its descriptors.
     pub(super) async fn send(&self, response: &Response, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let packet = serde_json::to_vec(response).map_err(Error::Encode)?;
@@ -110,9 +118,17 @@ fn send_now(socket: &OwnedFd, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one packet"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many descriptors for one packet",
+        ));
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(packet)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+    )?;
     Ok(())
 }
 
@@ -149,7 +165,11 @@ mod tests {
     }
 
     fn hello() -> Vec<u8> {
-        serde_json::to_vec(&Request::Hello { version: VERSION, interfaces: Vec::new() }).unwrap()
+        serde_json::to_vec(&Request::Hello {
+            version: VERSION,
+            interfaces: Vec::new(),
+        })
+        .unwrap()
     }
 
     #[tokio::test]
@@ -192,10 +212,21 @@ mod tests {
 
     fn any_request() -> impl Strategy<Value = Request> {
         let interface = ("\\PC{0,20}", "\\PC{0,20}").prop_map(|(name, mac)| InterfaceRequest { name, mac });
-        let state = prop_oneof![Just(GuestState::Booting), Just(GuestState::Running), Just(GuestState::PoweringOff)];
-        let status = (state, any::<(u64, u32, u64, u64)>()).prop_map(|(state, (boot_time_ms, vcpus, memory_bytes, resets))| {
-            GuestStatus { state, boot_time_ms, vcpus, memory_bytes, resets }
-        });
+        let state = prop_oneof![
+            Just(GuestState::Booting),
+            Just(GuestState::Running),
+            Just(GuestState::PoweringOff)
+        ];
+        let status =
+            (state, any::<(u64, u32, u64, u64)>()).prop_map(|(state, (boot_time_ms, vcpus, memory_bytes, resets))| {
+                GuestStatus {
+                    state,
+                    boot_time_ms,
+                    vcpus,
+                    memory_bytes,
+                    resets,
+                }
+            });
         prop_oneof![
             (any::<u32>(), prop::collection::vec(interface, 0..10))
                 .prop_map(|(version, interfaces)| Request::Hello { version, interfaces }),

@@ -25,6 +25,8 @@ use crate::network::{self, GuestInterface, PodNamespace};
 const FIRST_PACKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller may take to take an answer.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller may take to hang up after it was refused.
+const LINGER: Duration = Duration::from_secs(1);
 /// Pod networks that are set up at the same time; a set-up takes some milliseconds.
 pub(super) const CONCURRENT_NAMESPACES: usize = 8;
 
@@ -68,7 +70,9 @@ pub(super) enum Error {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
     /// Another protocol.
-    #[error("node-shim speaks version {0} of the agent's protocol and this node-agent {VERSION}: use images of the same release")]
+    #[error(
+        "node-shim speaks version {0} of the agent's protocol and this node-agent {VERSION}: use images of the same release"
+    )]
     Version(u32),
     /// The descriptor is missing, or there are more.
     #[error("a Hello needs exactly one descriptor, the network namespace, but {0} came")]
@@ -98,7 +102,10 @@ impl Refusal {
 
     /// The answer.
     fn response(&self) -> Response {
-        Response::Refused { reason: self.to_string(), retryable: self.is_retryable() }
+        Response::Refused {
+            reason: self.to_string(),
+            retryable: self.is_retryable(),
+        }
     }
 }
 
@@ -114,21 +121,43 @@ pub(super) struct Session {
 
 impl Session {
     /// A conversation on `connection`, which was made to the socket of `device`.
-    pub(super) fn new(connection: Connection, device: String, services: Services, caller: Arc<OnceLock<PodName>>) -> Self {
-        Self { connection, device, services, id: ConnectionId::next(), caller }
+    pub(super) fn new(
+        connection: Connection,
+        device: String,
+        services: Services,
+        caller: Arc<OnceLock<PodName>>,
+    ) -> Self {
+        Self {
+            connection,
+            device,
+            services,
+            id: ConnectionId::next(),
+            caller,
+        }
     }
 
     /// Talks until one side has enough; a peer that hangs up after it was served is the usual end.
     pub(super) async fn run(self) {
         let device = &self.device;
-        let pod = || self.caller.get().map_or_else(|| "unknown pod".to_owned(), ToString::to_string);
+        let pod = || {
+            self.caller
+                .get()
+                .map_or_else(|| "unknown pod".to_owned(), ToString::to_string)
+        };
         match self.talk().await {
             Ok(()) => tracing::info!(%device, pod = pod(), "the VM hung up"),
             Err(error) => tracing::warn!(%device, pod = pod(), "the conversation with a VM ended: {error}"),
         }
         if let Some(pod) = self.caller.get() {
             // Without a receiver the agent is ending, and with it all that it knows.
-            let _ = self.services.reports.send(Report::HungUp { pod: pod.clone(), connection: self.id }).await;
+            let _ = self
+                .services
+                .reports
+                .send(Report::HungUp {
+                    pod: pod.clone(),
+                    connection: self.id,
+                })
+                .await;
         }
     }
 
@@ -141,6 +170,7 @@ impl Session {
             Ok(pod) => pod,
             Err(Error::Refused(refusal)) => {
                 self.send(&refusal.response(), &[]).await?;
+                self.connection.linger(LINGER).await;
                 return Err(refusal.into());
             }
             Err(error) => return Err(error),
@@ -158,13 +188,16 @@ impl Session {
         if version != VERSION {
             return Err(Refusal::Version(version).into());
         }
-        let pod = identity::of_device(&self.services.pod_resources, &self.device).await.map_err(Refusal::Caller)?;
+        let pod = identity::of_device(&self.services.pod_resources, &self.device)
+            .await
+            .map_err(Refusal::Caller)?;
         let pod = self.caller.get_or_init(|| pod);
         match request {
             Request::Hello { interfaces, .. } => {
                 let count = descriptors.len();
                 let [namespace] = <[_; 1]>::try_from(descriptors).map_err(|_| Refusal::Descriptors(count))?;
-                let namespace = PodNamespace::check(namespace).map_err(|error| Refusal::Network(network::Error::Namespace(error)))?;
+                let namespace = PodNamespace::check(namespace)
+                    .map_err(|error| Refusal::Network(network::Error::Namespace(error)))?;
                 self.grant(pod, namespace, &interfaces).await?;
             }
             Request::Resume { .. } | Request::Status(_) => {
@@ -177,9 +210,15 @@ impl Session {
         Ok(pod)
     }
 
-    async fn grant(&self, pod: &PodName, namespace: PodNamespace, interfaces: &[InterfaceRequest]) -> Result<(), Error> {
+    async fn grant(
+        &self,
+        pod: &PodName,
+        namespace: PodNamespace,
+        interfaces: &[InterfaceRequest],
+    ) -> Result<(), Error> {
         self.services.kvm.borrow().clone().map_err(Refusal::Kvm)?;
-        let interfaces = GuestInterface::check_all(interfaces).map_err(|error| Refusal::Network(network::Error::Plan(error)))?;
+        let interfaces =
+            GuestInterface::check_all(interfaces).map_err(|error| Refusal::Network(network::Error::Plan(error)))?;
         let kvm = kvm::open().map_err(|error| Refusal::Kvm(error.to_string()))?;
         let attached = {
             let turn = self.services.namespaces.acquire().await.map_err(|_| Error::NoReports)?;
@@ -188,7 +227,9 @@ impl Session {
             attached
         };
         tracing::info!(device = %self.device, %pod, interfaces = attached.len(), "granted /dev/kvm and network to a VM");
-        let descriptors: Vec<_> = std::iter::once(kvm.as_fd()).chain(attached.iter().map(|attached| attached.tap.as_fd())).collect();
+        let descriptors: Vec<_> = std::iter::once(kvm.as_fd())
+            .chain(attached.iter().map(|attached| attached.tap.as_fd()))
+            .collect();
         let grants = attached.iter().map(|attached| attached.grant.clone()).collect();
         self.send(&Response::Granted { interfaces: grants }, &descriptors).await
     }
@@ -198,7 +239,8 @@ impl Session {
         let mut pace = Pace::new(Instant::now());
         loop {
             tokio::time::sleep_until(pace.next(Instant::now())).await;
-            let Some(Received { request, descriptors }) = self.connection.receive().await.map_err(Error::Packet)? else {
+            let Some(Received { request, descriptors }) = self.connection.receive().await.map_err(Error::Packet)?
+            else {
                 return Ok(());
             };
             if !descriptors.is_empty() {
@@ -217,7 +259,11 @@ impl Session {
         if !super::board::is_plausible(&status) {
             return Err(Refusal::Status.into());
         }
-        let report = Report::Guest { pod: pod.clone(), connection: self.id, status };
+        let report = Report::Guest {
+            pod: pod.clone(),
+            connection: self.id,
+            status,
+        };
         self.services.reports.send(report).await.map_err(|_| Error::NoReports)
     }
 
@@ -244,7 +290,10 @@ impl Pace {
     /// When the next packet may be read.
     fn next(&mut self, now: Instant) -> Instant {
         self.turn = self.turn.max(now) + Self::INTERVAL;
-        let ahead = self.turn.duration_since(now).saturating_sub(Self::BURST * Self::INTERVAL);
+        let ahead = self
+            .turn
+            .duration_since(now)
+            .saturating_sub(Self::BURST * Self::INTERVAL);
         now + ahead
     }
 }

@@ -10,16 +10,27 @@ use super::board::Report;
 use shim::{Answer, Node, PATIENCE, Shim};
 
 fn hello(interfaces: Vec<InterfaceRequest>) -> Request {
-    Request::Hello { version: VERSION, interfaces }
+    Request::Hello {
+        version: VERSION,
+        interfaces,
+    }
 }
 
 fn status(state: GuestState) -> GuestStatus {
-    GuestStatus { state, boot_time_ms: 1_700_000_000_000, vcpus: 1, memory_bytes: 1 << 30, resets: 0 }
+    GuestStatus {
+        state,
+        boot_time_ms: 1_700_000_000_000,
+        vcpus: 1,
+        memory_bytes: 1 << 30,
+        resets: 0,
+    }
 }
 
 fn refusal(answer: Answer) -> (String, bool) {
     match answer {
-        Answer::Response(Response::Refused { reason, retryable }, descriptors) if descriptors.is_empty() => (reason, retryable),
+        Answer::Response(Response::Refused { reason, retryable }, descriptors) if descriptors.is_empty() => {
+            (reason, retryable)
+        }
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -28,12 +39,18 @@ fn refusal(answer: Answer) -> (String, bool) {
 async fn a_vm_without_interfaces_is_granted_kvm() {
     let node = Node::new(1).await;
     node.allocate("0", "shop/web");
-    let Some(netns) = shim::network_namespace() else { return eprintln!("SKIPPED: network namespaces need root") };
+    let Some(netns) = shim::network_namespace() else {
+        return eprintln!("SKIPPED: network namespaces need root");
+    };
     let shim = Shim::connect(&node, "0").await;
     shim.say(&hello(Vec::new()), &[&netns]).await;
-    let Answer::Response(Response::Granted { interfaces }, descriptors) = shim.hear().await else { panic!() };
+    let Answer::Response(Response::Granted { interfaces }, descriptors) = shim.hear().await else {
+        panic!()
+    };
     assert!(interfaces.is_empty());
-    let [kvm] = descriptors.as_slice() else { panic!("{descriptors:?}") };
+    let [kvm] = descriptors.as_slice() else {
+        panic!("{descriptors:?}")
+    };
     let name = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(kvm))).unwrap();
     assert_eq!(name.to_str(), Some("/dev/kvm"));
 }
@@ -43,7 +60,11 @@ async fn the_hosts_network_is_refused_for_good() {
     let node = Node::new(1).await;
     node.allocate("0", "shop/web");
     let shim = Shim::connect(&node, "0").await;
-    shim.say(&hello(Vec::new()), &[&std::fs::File::open("/proc/self/ns/net").unwrap()]).await;
+    shim.say(
+        &hello(Vec::new()),
+        &[&std::fs::File::open("/proc/self/ns/net").unwrap()],
+    )
+    .await;
     let (reason, retryable) = refusal(shim.hear().await);
     assert!(reason.contains("hostNetwork") && !retryable, "{reason}");
     assert!(matches!(shim.hear().await, Answer::HungUp));
@@ -55,7 +76,10 @@ async fn what_is_no_namespace_is_refused_for_good() {
     node.allocate("0", "shop/web");
     for files in [vec!["/dev/null"], vec![], vec!["/dev/null", "/dev/null"]] {
         let shim = Shim::connect(&node, "0").await;
-        let files: Vec<_> = files.into_iter().map(|path| std::fs::File::open(path).unwrap()).collect();
+        let files: Vec<_> = files
+            .into_iter()
+            .map(|path| std::fs::File::open(path).unwrap())
+            .collect();
         shim.say(&hello(Vec::new()), &files.iter().collect::<Vec<_>>()).await;
         assert!(!refusal(shim.hear().await).1);
         assert!(matches!(shim.hear().await, Answer::HungUp));
@@ -66,7 +90,14 @@ async fn what_is_no_namespace_is_refused_for_good() {
 async fn another_version_is_refused_for_good() {
     let node = Node::new(1).await;
     let shim = Shim::connect(&node, "0").await;
-    shim.say(&Request::Hello { version: 99, interfaces: Vec::new() }, &[]).await;
+    shim.say(
+        &Request::Hello {
+            version: 99,
+            interfaces: Vec::new(),
+        },
+        &[],
+    )
+    .await;
     let (reason, retryable) = refusal(shim.hear().await);
     assert!(reason.contains("99") && !retryable, "{reason}");
 }
@@ -75,19 +106,32 @@ async fn another_version_is_refused_for_good() {
 async fn a_pod_that_the_kubelet_does_not_know_may_try_again() {
     let node = Node::new(1).await;
     let shim = Shim::connect(&node, "0").await;
-    shim.say(&hello(Vec::new()), &[&std::fs::File::open("/dev/null").unwrap()]).await;
+    shim.say(&hello(Vec::new()), &[&std::fs::File::open("/dev/null").unwrap()])
+        .await;
     let (reason, retryable) = refusal(shim.hear().await);
-    assert!(reason.contains("no pod with the device tandem.dev/kvm 0") && retryable, "{reason}");
+    assert!(
+        reason.contains("no pod with the device tandem.dev/kvm 0") && retryable,
+        "{reason}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_is_listed_a_moment_later_is_served() {
     let mut node = Node::new(1).await;
     let shim = Shim::connect(&node, "0").await;
-    shim.say(&Request::Resume { version: VERSION, status: status(GuestState::Running) }, &[]).await;
+    shim.say(
+        &Request::Resume {
+            version: VERSION,
+            status: status(GuestState::Running),
+        },
+        &[],
+    )
+    .await;
     node.listed_once().await;
     node.allocate("0", "shop/web");
-    let Report::Guest { pod, .. } = node.report().await else { panic!() };
+    let Report::Guest { pod, .. } = node.report().await else {
+        panic!()
+    };
     assert_eq!(pod.to_string(), "shop/web");
 }
 
@@ -96,10 +140,19 @@ async fn states_are_reported_until_the_shim_hangs_up() {
     let mut node = Node::new(1).await;
     node.allocate("0", "shop/web");
     let shim = Shim::connect(&node, "0").await;
-    shim.say(&Request::Resume { version: VERSION, status: status(GuestState::Booting) }, &[]).await;
+    shim.say(
+        &Request::Resume {
+            version: VERSION,
+            status: status(GuestState::Booting),
+        },
+        &[],
+    )
+    .await;
     shim.say(&Request::Status(status(GuestState::Running)), &[]).await;
     for expected in [GuestState::Booting, GuestState::Running] {
-        let Report::Guest { status, .. } = node.report().await else { panic!() };
+        let Report::Guest { status, .. } = node.report().await else {
+            panic!()
+        };
         assert_eq!(status.state, expected);
     }
     drop(shim);
@@ -111,14 +164,30 @@ async fn a_second_connection_is_refused_while_the_first_lives_and_served_after_i
     let mut node = Node::new(1).await;
     node.allocate("0", "shop/web");
     let first = Shim::connect(&node, "0").await;
-    first.say(&Request::Resume { version: VERSION, status: status(GuestState::Running) }, &[]).await;
+    first
+        .say(
+            &Request::Resume {
+                version: VERSION,
+                status: status(GuestState::Running),
+            },
+            &[],
+        )
+        .await;
     assert!(matches!(node.report().await, Report::Guest { .. }));
     let second = Shim::connect(&node, "0").await;
     assert!(refusal(second.hear().await).1);
     drop(first);
     assert!(matches!(node.report().await, Report::HungUp { .. }));
     let third = Shim::connect(&node, "0").await;
-    third.say(&Request::Resume { version: VERSION, status: status(GuestState::Running) }, &[]).await;
+    third
+        .say(
+            &Request::Resume {
+                version: VERSION,
+                status: status(GuestState::Running),
+            },
+            &[],
+        )
+        .await;
     assert!(matches!(node.report().await, Report::Guest { .. }));
 }
 
@@ -127,12 +196,28 @@ async fn a_stale_connection_makes_way_for_the_devices_new_pod() {
     let mut node = Node::new(1).await;
     node.allocate("0", "shop/old");
     let old = Shim::connect(&node, "0").await;
-    old.say(&Request::Resume { version: VERSION, status: status(GuestState::Running) }, &[]).await;
+    old.say(
+        &Request::Resume {
+            version: VERSION,
+            status: status(GuestState::Running),
+        },
+        &[],
+    )
+    .await;
     assert!(matches!(node.report().await, Report::Guest { .. }));
     node.allocate("0", "shop/new");
     let new = Shim::connect(&node, "0").await;
-    new.say(&Request::Resume { version: VERSION, status: status(GuestState::Running) }, &[]).await;
-    let Report::Guest { pod, .. } = node.report().await else { panic!() };
+    new.say(
+        &Request::Resume {
+            version: VERSION,
+            status: status(GuestState::Running),
+        },
+        &[],
+    )
+    .await;
+    let Report::Guest { pod, .. } = node.report().await else {
+        panic!()
+    };
     assert_eq!(pod.to_string(), "shop/new");
     assert!(matches!(old.hear().await, Answer::HungUp));
 }
@@ -143,9 +228,20 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     node.allocate("0", "shop/hostile");
     node.allocate("1", "shop/honest");
     let null = std::fs::File::open("/dev/null").unwrap();
-    let resume = serde_json::to_vec(&Request::Resume { version: VERSION, status: status(GuestState::Running) }).unwrap();
+    let resume = serde_json::to_vec(&Request::Resume {
+        version: VERSION,
+        status: status(GuestState::Running),
+    })
+    .unwrap();
     let deep = [b"[".repeat(30_000), b"]".repeat(30_000)].concat();
-    let first_packets: [&[u8]; 6] = [b"{", b"null", &[0xff; 1000], &[b' '; 65_537], &deep, br#"{"Status":{}}"#];
+    let first_packets: [&[u8]; 6] = [
+        b"{",
+        b"null",
+        &[0xff; 1000],
+        &[b' '; 65_537],
+        &deep,
+        br#"{"Status":{}}"#,
+    ];
     for packet in first_packets {
         let shim = Shim::connect(&node, "0").await;
         shim.send(packet, &[&null, &null]).await;
@@ -153,7 +249,11 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     }
     let later_packets: [Vec<u8>; 3] = [
         resume.clone(),
-        serde_json::to_vec(&Request::Status(GuestStatus { memory_bytes: u64::MAX, ..status(GuestState::Running) })).unwrap(),
+        serde_json::to_vec(&Request::Status(GuestStatus {
+            memory_bytes: u64::MAX,
+            ..status(GuestState::Running)
+        }))
+        .unwrap(),
         serde_json::to_vec(&hello(Vec::new())).unwrap(),
     ];
     for packet in later_packets {
@@ -165,7 +265,15 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     // Silent connections to one device hold up no other.
     let _silent = Shim::connect(&node, "0").await;
     let honest = Shim::connect(&node, "1").await;
-    honest.say(&Request::Resume { version: VERSION, status: status(GuestState::Running) }, &[]).await;
+    honest
+        .say(
+            &Request::Resume {
+                version: VERSION,
+                status: status(GuestState::Running),
+            },
+            &[],
+        )
+        .await;
     let honest_report = async {
         loop {
             if let Report::Guest { pod, .. } = node.report().await
@@ -175,14 +283,18 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, honest_report).await.expect("the honest pod was not served");
+    tokio::time::timeout(PATIENCE, honest_report)
+        .await
+        .expect("the honest pod was not served");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_says_nothing_is_not_waited_for() {
     let node = Node::new(1).await;
     let silent = Shim::connect(&node, "0").await;
-    let hung_up = tokio::time::timeout(PATIENCE + Duration::from_secs(10), silent.hear()).await.unwrap();
+    let hung_up = tokio::time::timeout(PATIENCE + Duration::from_secs(10), silent.hear())
+        .await
+        .unwrap();
     assert!(matches!(hung_up, Answer::HungUp));
 }
 
@@ -191,8 +303,13 @@ async fn without_kvm_a_vm_is_refused_with_the_reason() {
     let node = Node::new(1).await;
     node.allocate("0", "shop/web");
     node.kvm(Err("no vmx".into()));
-    let Some(netns) = shim::network_namespace() else { return eprintln!("SKIPPED: network namespaces need root") };
+    let Some(netns) = shim::network_namespace() else {
+        return eprintln!("SKIPPED: network namespaces need root");
+    };
     let shim = Shim::connect(&node, "0").await;
     shim.say(&hello(Vec::new()), &[&netns]).await;
-    assert_eq!(refusal(shim.hear().await), ("KVM does not work on this node: no vmx".into(), true));
+    assert_eq!(
+        refusal(shim.hear().await),
+        ("KVM does not work on this node: no vmx".into(), true)
+    );
 }

@@ -32,7 +32,11 @@ impl Seen {
         let (header, packet) = frame.split_at_checked(ETHERNET_HEADER_BYTES)?;
         let is_ipv4 = header[12..] == [0x08, 0x00];
         let datagram = Datagram::parse(packet).filter(|_| is_ipv4)?;
-        Some(Self { destination_mac: header[..6].try_into().ok()?, source_mac: header[6..12].try_into().ok()?, datagram })
+        Some(Self {
+            destination_mac: header[..6].try_into().ok()?,
+            source_mac: header[6..12].try_into().ok()?,
+            datagram,
+        })
     }
 }
 
@@ -43,15 +47,28 @@ impl Datagram {
         let length = usize::from(u16::from_be_bytes([header[2], header[3]])).checked_sub(IP_HEADER_BYTES)?;
         let address = |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
         let payload = rest.get(..length)?.to_vec();
-        (header[0] == 0x45).then(|| Self { source: address(12), destination: address(16), protocol: header[9], payload })
+        (header[0] == 0x45).then(|| Self {
+            source: address(12),
+            destination: address(16),
+            protocol: header[9],
+            payload,
+        })
     }
 
     /// A UDP packet without a checksum.
     pub(super) fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), data: &[u8]) -> Self {
         let length = u16::try_from(8 + data.len()).unwrap();
-        let mut payload: Vec<u8> = [from.1, to.1, length, 0].iter().flat_map(|field| field.to_be_bytes()).collect();
+        let mut payload: Vec<u8> = [from.1, to.1, length, 0]
+            .iter()
+            .flat_map(|field| field.to_be_bytes())
+            .collect();
         payload.extend(data);
-        Self { source: from.0, destination: to.0, protocol: UDP, payload }
+        Self {
+            source: from.0,
+            destination: to.0,
+            protocol: UDP,
+            payload,
+        }
     }
 
     pub(super) fn source_port(&self) -> u16 {
@@ -68,7 +85,11 @@ impl Datagram {
 
     /// An answer to a UDP packet.
     pub(super) fn udp_answer(&self, data: &[u8]) -> Self {
-        Self::udp((self.destination, self.destination_port()), (self.source, self.source_port()), data)
+        Self::udp(
+            (self.destination, self.destination_port()),
+            (self.source, self.source_port()),
+            data,
+        )
     }
 
     /// The answer of a closed port to a TCP connection request (RFC 9293 section 3.5.2).
@@ -87,7 +108,12 @@ impl Datagram {
         pseudo_header.extend([0, TCP, 0, 20]);
         pseudo_header.extend(&payload);
         payload[16..18].copy_from_slice(&checksum(&pseudo_header).to_be_bytes());
-        Self { source: self.destination, destination: self.source, protocol: TCP, payload }
+        Self {
+            source: self.destination,
+            destination: self.source,
+            protocol: TCP,
+            payload,
+        }
     }
 
     /// The packet's bytes.
@@ -118,7 +144,9 @@ pub(super) fn icmp_echo(kind: u8, identifier: u16, data: &[u8]) -> Vec<u8> {
 
 /// The Internet checksum (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)));
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)));
     let sum = words.fold(0, |sum, word| (sum + word) % 0xffff);
     !u16::try_from(sum).unwrap()
 }

@@ -63,7 +63,11 @@ impl Namespace {
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         self.inside(move || {
             let output = Command::new(program).args(&arguments).output().unwrap();
-            assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "{program} {arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             String::from_utf8(output.stdout).unwrap()
         })
     }
@@ -111,7 +115,10 @@ impl Guest {
 
 fn wait_readable(tap: &File, deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = Timespec { tv_sec: left.as_secs().try_into().unwrap(), tv_nsec: left.subsec_nanos().into() };
+    let timeout = Timespec {
+        tv_sec: left.as_secs().try_into().unwrap(),
+        tv_nsec: left.subsec_nanos().into(),
+    };
     let ready = rustix::event::poll(&mut [PollFd::new(tap, PollFlags::IN)], Some(&timeout)).unwrap();
     assert!(ready > 0, "the guest got no such packet");
 }
@@ -141,7 +148,12 @@ impl Lab {
         pod.ip("link set lo up");
         pod.ip("route add default via 10.244.1.1");
         let Attached { grant, tap } = attach_interfaces(&pod, count).unwrap().swap_remove(0);
-        Some(Self { node, pod, guest: Guest(Some(tap.into())), grant })
+        Some(Self {
+            node,
+            pod,
+            guest: Guest(Some(tap.into())),
+            grant,
+        })
     }
 
     /// Attaches again, as a shim does that was started again; the old tap is returned.
@@ -169,13 +181,22 @@ pub(super) fn attach(pod: &Namespace) -> Result<Vec<Attached>, Error> {
 
 fn attach_interfaces(pod: &Namespace, count: u8) -> Result<Vec<Attached>, Error> {
     let namespace = PodNamespace::check(pod.0.try_clone().unwrap().into()).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(super::super::attach(namespace, interfaces(count)))
 }
 
 /// A raw socket for ICMP, with a time limit on reads.
 pub(super) fn icmp_socket() -> File {
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMP)).unwrap();
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(ipproto::ICMP),
+    )
+    .unwrap();
     rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
     File::from(socket)
 }

@@ -5,7 +5,10 @@ use super::*;
 const GIB: u64 = 1 << 30;
 
 fn pod() -> PodName {
-    PodName { namespace: "shop".into(), name: "web".into() }
+    PodName {
+        namespace: "shop".into(),
+        name: "web".into(),
+    }
 }
 
 fn vm(uid: &str, pod_uid: &str) -> VirtualMachine {
@@ -16,7 +19,7 @@ fn vm(uid: &str, pod_uid: &str) -> VirtualMachine {
         "spec": {
             "cpu": { "cores": 1 },
             "memory": { "size": "1Gi" },
-            "boot": { "kernel": { "image": "example.com/kernel:1", "path": "/vmlinuz" } },
+            "boot": { "kernel": { "image": "example.com/kernel:1", "kernelPath": "/vmlinuz" } },
         },
         "status": { "nodeName": "n1", "podName": "web", "podUID": pod_uid },
     }))
@@ -24,11 +27,21 @@ fn vm(uid: &str, pod_uid: &str) -> VirtualMachine {
 }
 
 fn status(state: GuestState) -> GuestStatus {
-    GuestStatus { state, boot_time_ms: 1_700_000_000_123, vcpus: 2, memory_bytes: GIB, resets: 0 }
+    GuestStatus {
+        state,
+        boot_time_ms: 1_700_000_000_123,
+        vcpus: 2,
+        memory_bytes: GIB,
+        resets: 0,
+    }
 }
 
 fn says(connection: u64, state: GuestState) -> Report {
-    Report::Guest { pod: pod(), connection: ConnectionId(connection), status: status(state) }
+    Report::Guest {
+        pod: pod(),
+        connection: ConnectionId(connection),
+        status: status(state),
+    }
 }
 
 fn states(writes: &[Write]) -> Vec<guest::GuestState> {
@@ -70,8 +83,14 @@ fn a_slow_boot_is_two_writes() {
     assert_eq!(states(&booting), [guest::GuestState::Booting]);
     finish(&mut board, &booting[0], Outcome::Done, start + BOOTING_HOLD);
     board.report(says(1, GuestState::Running), start + BOOTING_HOLD);
-    assert_eq!(board.due(start + BOOTING_HOLD, 8), (vec![], Some(start + BOOTING_HOLD + INTERVAL)));
-    assert_eq!(states(&board.due(start + BOOTING_HOLD + INTERVAL, 8).0), [guest::GuestState::Running]);
+    assert_eq!(
+        board.due(start + BOOTING_HOLD, 8),
+        (vec![], Some(start + BOOTING_HOLD + INTERVAL))
+    );
+    assert_eq!(
+        states(&board.due(start + BOOTING_HOLD + INTERVAL, 8).0),
+        [guest::GuestState::Running]
+    );
 }
 
 #[test]
@@ -97,7 +116,13 @@ fn a_new_pod_of_the_vm_is_reported_anew() {
     board.report(says(1, GuestState::Running), start);
     let (writes, _) = board.due(start, 8);
     finish(&mut board, &writes[0], Outcome::Done, start);
-    board.report(Report::HungUp { pod: pod(), connection: ConnectionId(1) }, start);
+    board.report(
+        Report::HungUp {
+            pod: pod(),
+            connection: ConnectionId(1),
+        },
+        start,
+    );
     board.observe(&vm("u1", "p2"));
     assert_eq!(board.due(start + INTERVAL, 8), (vec![], None));
     board.report(says(2, GuestState::Running), start);
@@ -111,7 +136,13 @@ fn the_end_of_an_old_conversation_does_not_hide_a_newer_one() {
     let mut board = Board::default();
     board.observe(&vm("u1", "p1"));
     board.report(says(2, GuestState::Running), start);
-    board.report(Report::HungUp { pod: pod(), connection: ConnectionId(1) }, start);
+    board.report(
+        Report::HungUp {
+            pod: pod(),
+            connection: ConnectionId(1),
+        },
+        start,
+    );
     board.report(says(1, GuestState::PoweringOff), start);
     assert_eq!(states(&board.due(start, 8).0), [guest::GuestState::Running]);
 }
@@ -144,7 +175,10 @@ fn another_vm_of_the_same_name_is_not_mistaken_for_the_old_one() {
     board.observe(&vm("u2", "p2"));
     finish(&mut board, &writes[0], Outcome::Done, start);
     let (writes, _) = board.due(start, 8);
-    assert_eq!((writes[0].uid.as_str(), writes[0].guest.pod_uid.as_deref()), ("u2", Some("p2")));
+    assert_eq!(
+        (writes[0].uid.as_str(), writes[0].guest.pod_uid.as_deref()),
+        ("u2", Some("p2"))
+    );
 }
 
 #[test]
@@ -173,15 +207,34 @@ fn vms_that_are_gone_or_have_no_pod_are_not_written_to() {
 fn numbers_that_the_api_has_no_room_for_are_refused() {
     let good = status(GuestState::Running);
     assert!(is_plausible(&good));
-    assert!(!is_plausible(&GuestStatus { boot_time_ms: u64::MAX, ..good.clone() }));
-    assert!(!is_plausible(&GuestStatus { vcpus: u32::MAX, ..good.clone() }));
-    assert!(!is_plausible(&GuestStatus { memory_bytes: u64::MAX, ..good.clone() }));
-    assert!(!is_plausible(&GuestStatus { resets: u64::MAX, ..good }));
+    assert!(!is_plausible(&GuestStatus {
+        boot_time_ms: u64::MAX,
+        ..good.clone()
+    }));
+    assert!(!is_plausible(&GuestStatus {
+        vcpus: u32::MAX,
+        ..good.clone()
+    }));
+    assert!(!is_plausible(&GuestStatus {
+        memory_bytes: u64::MAX,
+        ..good.clone()
+    }));
+    assert!(!is_plausible(&GuestStatus {
+        resets: u64::MAX,
+        ..good
+    }));
 }
 
 #[test]
 fn memory_is_written_as_people_write_it() {
-    let cases = [(0, "0"), (1000, "1000"), (1 << 10, "1Ki"), (512 << 20, "512Mi"), (GIB + (GIB / 2), "1536Mi"), (3 << 40, "3Ti")];
+    let cases = [
+        (0, "0"),
+        (1000, "1000"),
+        (1 << 10, "1Ki"),
+        (512 << 20, "512Mi"),
+        (GIB + (GIB / 2), "1536Mi"),
+        (3 << 40, "3Ti"),
+    ];
     for (bytes, expected) in cases {
         assert_eq!(quantity(bytes), expected);
     }

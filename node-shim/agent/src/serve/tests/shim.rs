@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use node_shim_protocol::agent::{MAX_DESCRIPTORS, Request, Response};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use rustix::thread::UnshareFlags;
 use tokio::io::unix::AsyncFd;
@@ -39,7 +39,9 @@ pub(super) fn network_namespace() -> Option<File> {
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
         File::open("/proc/thread-self/ns/net").unwrap()
     };
-    rustix::process::geteuid().is_root().then(|| std::thread::spawn(make).join().unwrap())
+    rustix::process::geteuid()
+        .is_root()
+        .then(|| std::thread::spawn(make).join().unwrap())
 }
 
 /// The kubelet's list: which pod (`namespace/name`) has which device.
@@ -57,9 +59,19 @@ impl PodResourcesLister for Kubelet {
     ) -> Result<tonic::Response<ListPodResourcesResponse>, tonic::Status> {
         let pod = |(device, pod): (&String, &String)| {
             let (namespace, name) = pod.split_once('/').unwrap();
-            let devices = vec![ContainerDevices { resource_name: KVM_RESOURCE.into(), device_ids: vec![device.clone()] }];
-            let containers = vec![ContainerResources { name: "vm".into(), devices }];
-            PodResources { name: name.into(), namespace: namespace.into(), containers }
+            let devices = vec![ContainerDevices {
+                resource_name: KVM_RESOURCE.into(),
+                device_ids: vec![device.clone()],
+            }];
+            let containers = vec![ContainerResources {
+                name: "vm".into(),
+                devices,
+            }];
+            PodResources {
+                name: name.into(),
+                namespace: namespace.into(),
+                containers,
+            }
         };
         let pod_resources = self.allocated.lock().unwrap().iter().map(pod).collect();
         self.listed.notify_one();
@@ -88,39 +100,65 @@ impl Node {
         let listener = unix_socket::bind_stream(&kubelet_socket, 0o600).unwrap();
         let server = tonic::transport::Server::builder().add_service(PodResourcesListerServer::new(kubelet.clone()));
         let mut kubelet_task = JoinSet::new();
-        kubelet_task.spawn(async move { server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap() });
+        kubelet_task.spawn(async move {
+            server
+                .serve_with_incoming(UnixListenerStream::new(listener))
+                .await
+                .unwrap()
+        });
 
         let (kvm, kvm_works) = watch::channel(Ok(()));
         let (sender, reports) = mpsc::channel(64);
-        let services =
-            Services { kvm: kvm_works, reports: sender, pod_resources: kubelet_socket.into(), namespaces: Arc::new(Semaphore::new(1)) };
+        let services = Services {
+            kvm: kvm_works,
+            reports: sender,
+            pod_resources: kubelet_socket.into(),
+            namespaces: Arc::new(Semaphore::new(1)),
+        };
         let mut sockets = JoinSet::new();
         for device in 0..devices {
             let device = device.to_string();
             std::fs::create_dir_all(run_dir.device(&device)).unwrap();
             sockets.spawn(DeviceSocket::bind(&run_dir, &device, services.clone()).unwrap().serve());
         }
-        Self { run_dir, kubelet, reports, kvm, _kubelet_task: kubelet_task, _sockets: sockets, _directory: directory }
+        Self {
+            run_dir,
+            kubelet,
+            reports,
+            kvm,
+            _kubelet_task: kubelet_task,
+            _sockets: sockets,
+            _directory: directory,
+        }
     }
 
     /// Gives the device to the pod `namespace/name`.
     pub(super) fn allocate(&self, device: &str, pod: &str) {
-        self.kubelet.allocated.lock().unwrap().insert(device.to_owned(), pod.to_owned());
+        self.kubelet
+            .allocated
+            .lock()
+            .unwrap()
+            .insert(device.to_owned(), pod.to_owned());
     }
 
     /// Waits until the kubelet was asked.
     pub(super) async fn listed_once(&self) {
-        tokio::time::timeout(PATIENCE, self.kubelet.listed.notified()).await.expect("the kubelet was not asked");
+        tokio::time::timeout(PATIENCE, self.kubelet.listed.notified())
+            .await
+            .expect("the kubelet was not asked");
     }
 
     /// Sets whether KVM works.
     pub(super) fn kvm(&self, works: Result<(), String>) {
-        self.kvm.send_replace(works);
+        self.kvm.send(works).unwrap();
     }
 
     /// The next report.
     pub(super) async fn report(&mut self) -> Report {
-        tokio::time::timeout(PATIENCE, self.reports.recv()).await.expect("no report").unwrap()
+        tokio::time::timeout(PATIENCE, self.reports.recv())
+            .await
+            .expect("no report")
+            .unwrap()
     }
 }
 
@@ -156,7 +194,12 @@ impl Shim {
         let mut space = [MaybeUninit::uninit(); 256];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         assert!(descriptors.is_empty() || ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)));
-        match rustix::net::sendmsg(self.0.get_ref(), &[IoSlice::new(packet)], &mut ancillary, SendFlags::NOSIGNAL) {
+        match rustix::net::sendmsg(
+            self.0.get_ref(),
+            &[IoSlice::new(packet)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        ) {
             Ok(_) | Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {}
             Err(error) => panic!("{error}"),
         }
@@ -170,7 +213,12 @@ impl Shim {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
                 let mut ancillary = RecvAncillaryBuffer::new(&mut space);
                 let flags = RecvFlags::CMSG_CLOEXEC;
-                match rustix::net::recvmsg(guard.get_inner(), &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
+                match rustix::net::recvmsg(
+                    guard.get_inner(),
+                    &mut [IoSliceMut::new(&mut bytes)],
+                    &mut ancillary,
+                    flags,
+                ) {
                     Err(rustix::io::Errno::WOULDBLOCK) => guard.clear_ready(),
                     Err(rustix::io::Errno::CONNRESET) => return Answer::HungUp,
                     Err(error) => panic!("{error}"),
@@ -186,6 +234,8 @@ impl Shim {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, hear).await.expect("the agent says nothing")
+        tokio::time::timeout(PATIENCE, hear)
+            .await
+            .expect("the agent says nothing")
     }
 }
