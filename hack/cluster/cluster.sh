@@ -60,7 +60,7 @@ wait_for_cluster() {
 # Ready, and said so since its machine was started: of a node that died and came back, the old word stays for a while.
 node_ready() {
   local ready heartbeat
-  process_pid "$1" >/dev/null || die "node $1 ended; see $logs/$1.log and $logs/$1.console"
+  process_pid "$1" >/dev/null || return 3
   read -r ready heartbeat < <(kubectl get node "$1" --request-timeout 5s -o \
     'jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{"\n"}{end}') || return 1
   [ "$ready" = True ] && [ "$(date +%s -d "$heartbeat")" -ge "$(stat -c %Y "$state/processes/$1")" ]

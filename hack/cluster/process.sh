@@ -15,8 +15,9 @@ launch() { # launch NAME COMMAND...: COMMAND in the background, with its output 
   mkdir -p "$state/processes" "$logs"
   rm -f "$state/processes/$name"
   (
+    pid=$BASHPID # in $(...) it would be another
     # The record comes before the process: nothing runs that down does not know. exec keeps the id and the start time.
-    echo "$BASHPID $(start_time $BASHPID)" >"$state/processes/$name"
+    echo "$pid $(start_time "$pid")" >"$state/processes/$name"
     exec 9>&-
     cd "$state" || exit
     exec setsid "$@"
@@ -45,5 +46,5 @@ stop() { # stop NAME: at once, and waits until it and all that it started have e
 }
 
 ended() { # ended PID: it is not there, or is a zombie
-  ! grep -q '^State:[[:space:]]*[^ZX]' "/proc/$1/status" 2>/dev/null
+  ! grep -q '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status" 2>/dev/null
 }

@@ -12,14 +12,18 @@ die() { # die WORD...: says what is wrong and what to do about it
   exit 1
 }
 
-wait_for() { # wait_for SECONDS WHAT COMMAND...: runs COMMAND until it succeeds; for what has no event to wait for
-  local until=$((SECONDS + $1)) what=$2
+# wait_for SECONDS WHAT COMMAND...: runs COMMAND until it succeeds, for what has no event to wait for. It may say 3 for never.
+wait_for() {
+  local until=$((SECONDS + $1)) what=$2 code
   shift 2
-  until "$@" >/dev/null 2>&1; do
-    [ $SECONDS -lt $until ] || {
+  while :; do
+    code=0
+    "$@" >/dev/null 2>&1 || code=$?
+    [ $code != 0 ] || return 0
+    if [ $code = 3 ] || [ $SECONDS -ge $until ]; then
       echo "$what: still not so" >&2
       return 1
-    }
+    fi
     sleep 0.2
   done
 }
