@@ -1,0 +1,219 @@
+//! A hostile driver: what the fuzzer chooses is written to guest memory, rings and registers, and the device under it must neither panic nor
+//! touch anything outside of guest memory.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use arbitrary::Arbitrary;
+use node_shim_virtio::device::{Event, Memory, VirtioDevice};
+use node_shim_virtio::net::{GuestIdentity, MacAddress};
+use node_shim_virtio::testing::driver::put;
+use node_shim_virtio::testing::{Descriptor, DriverQueue, activate, guest_memory};
+
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 16;
+/// Guest-physical address of the first queue; each takes less than a page.
+const QUEUES_AT: u64 = 0x1000;
+/// Where small offsets into guest memory point to, so that descriptors often hit what was written.
+const DATA_AT: u64 = 0x1_0000;
+
+/// An address: mostly one where there is data, sometimes any at all.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub enum Address {
+    /// In the data.
+    Data(u16),
+    /// Near the end of guest memory.
+    End(u8),
+    /// In the queues themselves.
+    Queues(u16),
+    /// Anywhere.
+    Any(u64),
+}
+
+impl Address {
+    /// The guest-physical address.
+    pub fn resolve(self) -> u64 {
+        match self {
+            Self::Data(offset) => DATA_AT + u64::from(offset),
+            Self::End(before) => node_shim_virtio::testing::MEMORY_BYTES as u64 - u64::from(before),
+            Self::Queues(offset) => QUEUES_AT + u64::from(offset),
+            Self::Any(address) => address,
+        }
+    }
+}
+
+/// A descriptor.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct AnyDescriptor {
+    address: Address,
+    length: Length,
+    flags: u8,
+    next: u8,
+}
+
+/// A length: mostly a small one.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Length {
+    Small(u8),
+    Sectors(u8),
+    Any(u32),
+}
+
+impl AnyDescriptor {
+    /// What the driver writes.
+    pub fn resolve(self) -> Descriptor {
+        let length = match self.length {
+            Length::Small(bytes) => u32::from(bytes),
+            Length::Sectors(sectors) => u32::from(sectors) * 512,
+            Length::Any(bytes) => bytes,
+        };
+        Descriptor {
+            address: self.address.resolve(),
+            length,
+            flags: u16::from(self.flags & 7),
+            next: u16::from(self.next % 20),
+        }
+    }
+}
+
+/// One thing that a driver does.
+#[derive(Arbitrary, Debug)]
+pub enum Action {
+    /// Write anything anywhere.
+    Put {
+        /// Where.
+        address: Address,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Write one descriptor of a queue.
+    Describe {
+        /// Which queue.
+        queue: u8,
+        /// Which entry.
+        index: u8,
+        /// What.
+        descriptor: AnyDescriptor,
+    },
+    /// Write and offer a chain that is well linked.
+    Send {
+        /// On which queue.
+        queue: u8,
+        /// From which entry on.
+        head: u8,
+        /// What.
+        chain: Vec<AnyDescriptor>,
+    },
+    /// Offer any head.
+    Offer {
+        /// On which queue.
+        queue: u8,
+        /// Which.
+        head: u16,
+    },
+    /// Set the available index.
+    Jump {
+        /// Of which queue.
+        queue: u8,
+        /// To what.
+        index: u16,
+    },
+    /// Kick a queue.
+    Kick(u8),
+    /// The host has something.
+    Host,
+    /// Reset and activate again.
+    Reset {
+        /// With which of the offered features.
+        features: u64,
+    },
+}
+
+/// Most actions in one run: more only make it slow.
+const MAX_ACTIONS: usize = 64;
+
+/// Lets a driver do these things to a device. `host` is what the host does when it has something.
+pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], mut host: impl FnMut()) {
+    let memory = guest_memory();
+    let mut queues = fresh_queues(device);
+    start(device, &memory, features, &queues);
+    for action in actions.iter().take(MAX_ACTIONS) {
+        let count = queues.len();
+        let pick = |queue: &u8| usize::from(*queue) % count;
+        // An error means that the device gave up, and that the transport would not call it again before a reset.
+        let outcome = match action {
+            Action::Put { address, bytes } => {
+                put(&memory, address.resolve(), bytes);
+                Ok(())
+            }
+            Action::Describe { queue, index, descriptor } => {
+                queues[pick(queue)].write_descriptor(&memory, u16::from(*index) % QUEUE_SIZE, descriptor.resolve());
+                Ok(())
+            }
+            Action::Send { queue, head, chain } => {
+                let chain: Vec<Descriptor> = chain.iter().take(20).map(|any| any.resolve()).collect();
+                let queue = &mut queues[pick(queue)];
+                // Only WRITE and INDIRECT are the fuzzer's: the links are right.
+                let chain: Vec<Descriptor> =
+                    chain.iter().map(|one| Descriptor { flags: one.flags & !Descriptor::NEXT, ..*one }).collect();
+                queue.send(&memory, u16::from(*head) % QUEUE_SIZE, &chain);
+                Ok(())
+            }
+            Action::Offer { queue, head } => {
+                queues[pick(queue)].offer(&memory, *head);
+                Ok(())
+            }
+            Action::Jump { queue, index } => {
+                queues[pick(queue)].jump_to(&memory, *index);
+                Ok(())
+            }
+            Action::Kick(queue) => device.handle(Event::Queue(u16::from(*queue % 4))),
+            Action::Host => {
+                host();
+                device.handle(Event::Host(0))
+            }
+            Action::Reset { features } => {
+                device.reset();
+                queues = fresh_queues(device);
+                start(device, &memory, *features, &queues);
+                Ok(())
+            }
+        };
+        if outcome.is_err() {
+            device.reset();
+            queues = fresh_queues(device);
+            start(device, &memory, features, &queues);
+        }
+    }
+    device.reset();
+}
+
+fn fresh_queues(device: &dyn VirtioDevice) -> Vec<DriverQueue> {
+    (0..device.queue_max_sizes().len() as u64)
+        .map(|index| DriverQueue::new(QUEUES_AT + 0x1000 * index, QUEUE_SIZE))
+        .collect()
+}
+
+fn start(device: &mut dyn VirtioDevice, memory: &Arc<Memory>, features: u64, queues: &[DriverQueue]) {
+    for queue in queues {
+        put(memory, queue.available_ring, &[0; 4]);
+        put(memory, queue.used_ring, &[0; 4]);
+    }
+    let offered = device.features() | 1 << 28 | 1 << 29 | 1 << 32;
+    activate(device, memory, features & offered, queues).expect("all queues are there");
+}
+
+/// The guest of the network targets.
+pub fn guest() -> GuestIdentity {
+    GuestIdentity {
+        mac: MacAddress([2, 0, 0, 0, 0, 2]),
+        address: Ipv4Addr::new(10, 0, 2, 2),
+        prefix_length: 24,
+        gateway: Ipv4Addr::new(10, 0, 2, 1),
+        gateway_mac: MacAddress([2, 0, 0, 0, 0, 1]),
+        mtu: 1450,
+        name_servers: vec![Ipv4Addr::new(10, 96, 0, 10)],
+        search: vec!["default.svc.cluster.local".into(), "svc.cluster.local".into(), "cluster.local".into()],
+        host_name: "fuzz".into(),
+    }
+}
