@@ -45,7 +45,7 @@ pub(crate) struct Options {
 
 /// Why the device plugin ended.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum DevicePluginError {
     /// The shared directory is unusable.
     #[error("failed to make the device directory {}: is its parent mounted writable?", path.display())]
     DeviceDirectory {
@@ -56,27 +56,27 @@ pub(crate) enum Error {
     },
     /// No events from a directory.
     #[error("a directory that the device plugin depends on cannot be watched")]
-    Watch(#[source] crate::directory_watch::Error),
+    Watch(#[source] crate::directory_watch::DirectoryWatchError),
     /// No reports.
     #[error("reports about KVM cannot be received")]
-    Reports(#[source] reports::Error),
+    Reports(#[source] reports::ReportsError),
     /// A resource ended.
     #[error("the resource {resource} cannot be served")]
     Plugin {
         /// Its name.
         resource: &'static str,
         /// Why.
-        source: plugin::Error,
+        source: plugin::PluginError,
     },
 }
 
 /// Serves both resources until something fails that a restart may mend. Dropping the future ends everything that it started.
-pub(crate) async fn run(options: Options) -> Result<(), Error> {
+pub(crate) async fn run(options: Options) -> Result<(), DevicePluginError> {
     make_device_directories(&options)?;
-    let listener = ReportListener::bind(&options.run_dir.plugin_socket()).map_err(Error::Reports)?;
-    let dev_watch = DirectoryWatch::new(&options.host_dev, "kvm").map_err(Error::Watch)?;
+    let listener = ReportListener::bind(&options.run_dir.plugin_socket()).map_err(DevicePluginError::Reports)?;
+    let dev_watch = DirectoryWatch::new(&options.host_dev, "kvm").map_err(DevicePluginError::Watch)?;
     let kubelet_watch =
-        DirectoryWatch::new(&options.kubelet_dir.device_plugins(), "kubelet.sock").map_err(Error::Watch)?;
+        DirectoryWatch::new(&options.kubelet_dir.device_plugins(), "kubelet.sock").map_err(DevicePluginError::Watch)?;
 
     let (verdicts, mut verdict) = watch::channel(Verdict::Unknown);
     let (restarts, kubelet_restarts) = watch::channel(0u64);
@@ -95,10 +95,13 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         let plugin = Plugin::new(resource, options.clone(), verdict.clone());
         let kubelet_restarts = kubelet_restarts.clone();
         tasks.spawn(async move {
-            plugin.run(kubelet_restarts).await.map_err(|source| Error::Plugin {
-                resource: resource.name(),
-                source,
-            })
+            plugin
+                .run(kubelet_restarts)
+                .await
+                .map_err(|source| DevicePluginError::Plugin {
+                    resource: resource.name(),
+                    source,
+                })
         });
     }
     match tasks.join_next().await {
@@ -109,10 +112,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 }
 
 /// Makes the directory of each device, so that the kubelet finds something to mount.
-fn make_device_directories(options: &Options) -> Result<(), Error> {
+fn make_device_directories(options: &Options) -> Result<(), DevicePluginError> {
     (0..options.max_vms).try_for_each(|index| {
         let path = options.run_dir.device(&resource::kvm_device_id(index));
-        resource::make_device_directory(&path).map_err(|source| Error::DeviceDirectory { path, source })
+        resource::make_device_directory(&path).map_err(|source| DevicePluginError::DeviceDirectory { path, source })
     })
 }
 
@@ -122,7 +125,7 @@ async fn judge(
     mut listener: ReportListener,
     mut dev_watch: DirectoryWatch,
     verdicts: watch::Sender<Verdict>,
-) -> Result<(), Error> {
+) -> Result<(), DevicePluginError> {
     let kvm_device = host_dev.join("kvm");
     let mut health = KvmHealth::new(kvm_device.exists());
     loop {
@@ -138,12 +141,12 @@ async fn judge(
         });
         let grace = health.grace_ends();
         tokio::select! {
-            event = listener.next() => match event.map_err(Error::Reports)? {
+            event = listener.next() => match event.map_err(DevicePluginError::Reports)? {
                 ReportEvent::Said(probe) => health.said(probe),
                 ReportEvent::Lost => health.lost(tokio::time::Instant::now().into_std()),
             },
             changed = dev_watch.changed() => {
-                changed.map_err(Error::Watch)?;
+                changed.map_err(DevicePluginError::Watch)?;
                 health.device_seen(kvm_device.exists());
             }
             () = async { tokio::time::sleep_until(grace.unwrap_or_else(std::time::Instant::now).into()).await }, if grace.is_some() => {}
@@ -152,9 +155,9 @@ async fn judge(
 }
 
 /// Counts how often a kubelet made its socket.
-async fn count_restarts(mut watch: DirectoryWatch, restarts: watch::Sender<u64>) -> Result<(), Error> {
+async fn count_restarts(mut watch: DirectoryWatch, restarts: watch::Sender<u64>) -> Result<(), DevicePluginError> {
     loop {
-        watch.changed().await.map_err(Error::Watch)?;
+        watch.changed().await.map_err(DevicePluginError::Watch)?;
         restarts.send_modify(|count| *count += 1);
     }
 }

@@ -17,7 +17,7 @@ const EVENT_BUFFER_BYTES: usize = 4096;
 /// Failure to watch.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to watch the directory {}", directory.display())]
-pub(crate) struct Error {
+pub(crate) struct DirectoryWatchError {
     directory: PathBuf,
     source: io::Error,
 }
@@ -31,7 +31,7 @@ pub(crate) struct DirectoryWatch {
 
 impl DirectoryWatch {
     /// Watches `directory` for files called `file_name` that are made in it, moved into it or removed from it, from now on.
-    pub(crate) fn new(directory: &Path, file_name: &str) -> Result<Self, Error> {
+    pub(crate) fn new(directory: &Path, file_name: &str) -> Result<Self, DirectoryWatchError> {
         let open = || {
             let inotify = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
             let events = inotify::WatchFlags::CREATE
@@ -41,7 +41,7 @@ impl DirectoryWatch {
             inotify::add_watch(&inotify, directory, events | inotify::WatchFlags::ONLYDIR)?;
             event_loop::watch(inotify)
         };
-        let inotify = open().map_err(|source| Error {
+        let inotify = open().map_err(|source| DirectoryWatchError {
             directory: directory.to_owned(),
             source,
         })?;
@@ -53,7 +53,7 @@ impl DirectoryWatch {
     }
 
     /// Waits until something happened to the file since the last call. Cancel safe: an event is either returned or still queued.
-    pub(crate) async fn changed(&mut self) -> Result<(), Error> {
+    pub(crate) async fn changed(&mut self) -> Result<(), DirectoryWatchError> {
         let wait = async {
             loop {
                 let mut guard = self.inotify.readable().await?;
@@ -65,7 +65,7 @@ impl DirectoryWatch {
                 }
             }
         };
-        wait.await.map_err(|source| Error {
+        wait.await.map_err(|source| DirectoryWatchError {
             directory: self.directory.clone(),
             source,
         })

@@ -1,4 +1,4 @@
-//! The kubelet's gRPC interfaces: the device plugin API v1beta1 and the PodResources API v1, both on Unix sockets.
+//! The kubelet's gRPC interfaces: the device plugin API v1beta1 and the `PodResources` API v1, both on Unix sockets.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub(crate) mod device_plugin {
     pub(crate) const UNHEALTHY: &str = "Unhealthy";
 }
 
-/// PodResources API, generated from `proto/pod_resources.proto`.
+/// `PodResources` API, generated from `proto/pod_resources.proto`.
 #[allow(clippy::pedantic, missing_docs, unreachable_pub)]
 pub(crate) mod pod_resources {
     tonic::include_proto!("v1");
@@ -25,7 +25,7 @@ pub(crate) mod pod_resources {
 
 /// Failure to reach the kubelet.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum KubeletError {
     /// The path cannot be part of a URI.
     #[error("{} is no path for a kubelet socket: it must be absolute UTF-8", .0.display())]
     Path(PathBuf),
@@ -40,20 +40,20 @@ pub(crate) enum Error {
 }
 
 /// Connects to the gRPC server on the Unix socket `path`.
-pub(crate) async fn connect(path: &Path) -> Result<Channel, Error> {
+pub(crate) async fn connect(path: &Path) -> Result<Channel, KubeletError> {
     let uri = path
         .to_str()
         .filter(|path| path.starts_with('/'))
         .map(|path| format!("unix://{path}"));
     let endpoint = uri
         .and_then(|uri| Endpoint::from_shared(uri).ok())
-        .ok_or_else(|| Error::Path(path.to_owned()))?;
+        .ok_or_else(|| KubeletError::Path(path.to_owned()))?;
     endpoint
         .connect_timeout(std::time::Duration::from_secs(5))
         .timeout(std::time::Duration::from_secs(10))
         .connect()
         .await
-        .map_err(|source| Error::Connect {
+        .map_err(|source| KubeletError::Connect {
             path: path.to_owned(),
             source,
         })

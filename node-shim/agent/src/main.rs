@@ -1,7 +1,7 @@
 //! The Tandem node agent: everything that a VM needs from its node and a pod may not do itself.
 //!
 //! `device-plugin` offers devices to the kubelet and has no capability; `serve` opens devices and network for the pods and has
-//! `NET_ADMIN` and `SYS_ADMIN`. Each is a DaemonSet: see `docs/adr/0002-device-plugin-and-agent.md`.
+//! `NET_ADMIN` and `SYS_ADMIN`. Each is a `DaemonSet`: see `docs/adr/0002-device-plugin-and-agent.md`.
 
 mod device_plugin;
 mod directory_watch;
@@ -86,7 +86,7 @@ struct ServeArguments {
     /// Name of this node's Node object.
     #[arg(long, env = "NODE_NAME")]
     node_name: String,
-    /// Offer a KVM that has neither VT-x nor SVM beneath it, as KVM_PVM: it cannot boot Linux, but runs guests made for it.
+    /// Offer a KVM that has neither VT-x nor SVM beneath it, as `KVM_PVM`: it cannot boot Linux, but runs guests made for it.
     #[arg(long)]
     allow_paravirtual_kvm: bool,
 }
@@ -134,8 +134,14 @@ async fn until_terminated(command: Command) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         result = run(command) => result,
-        _ = terminate.recv() => Ok(tracing::info!("SIGTERM: closing")),
-        _ = interrupt.recv() => Ok(tracing::info!("SIGINT: closing")),
+        _ = terminate.recv() => {
+            tracing::info!("SIGTERM: closing");
+            Ok(())
+        }
+        _ = interrupt.recv() => {
+            tracing::info!("SIGINT: closing");
+            Ok(())
+        }
     }
 }
 

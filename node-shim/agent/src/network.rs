@@ -28,27 +28,27 @@ pub(crate) use plan::{GuestInterface, Plan};
 
 /// Why a guest could not be connected.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum NetworkError {
     /// The caller's namespace is unusable.
     #[error(transparent)]
-    Namespace(namespace::Error),
+    Namespace(namespace::NamespaceError),
     /// The pod's network or the request does not allow it.
     #[error(transparent)]
-    Plan(plan::Error),
+    Plan(plan::PlanError),
     /// Interfaces, addresses or routes.
     #[error(transparent)]
-    Link(link::Error),
+    Link(link::LinkError),
     /// The tap.
     #[error(transparent)]
-    Tap(tap::Error),
+    Tap(tap::TapError),
     /// The nftables table.
     #[error(
         "failed to write the nftables table `tandem` in the pod's network namespace: does the node's kernel have nf_tables and nft_nat?"
     )]
-    Nftables(#[source] nftables::Error),
+    Nftables(#[source] nftables::NftablesError),
 }
 
-impl Error {
+impl NetworkError {
     /// Whether the same request may succeed later.
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
@@ -69,35 +69,38 @@ pub(crate) struct Attached {
 }
 
 /// Connects `interfaces` inside `namespace`, in place of whatever an earlier shim of the pod left there.
-pub(crate) async fn attach(namespace: PodNamespace, interfaces: Vec<GuestInterface>) -> Result<Vec<Attached>, Error> {
+pub(crate) async fn attach(
+    namespace: PodNamespace,
+    interfaces: Vec<GuestInterface>,
+) -> Result<Vec<Attached>, NetworkError> {
     if interfaces.is_empty() {
         return Ok(Vec::new());
     }
     let work = move || attach_here(&interfaces);
-    namespace.run(work).await.map_err(Error::Namespace)?
+    namespace.run(work).await.map_err(NetworkError::Namespace)?
 }
 
 /// Does the work of [`attach`] in the calling thread's network namespace.
-fn attach_here(interfaces: &[GuestInterface]) -> Result<Vec<Attached>, Error> {
+fn attach_here(interfaces: &[GuestInterface]) -> Result<Vec<Attached>, NetworkError> {
     let mut links = link::Links::new();
-    let uplink = links.uplink().map_err(Error::Link)?;
-    let plan = Plan::new(interfaces, uplink).map_err(Error::Plan)?;
+    let uplink = links.uplink().map_err(NetworkError::Link)?;
+    let plan = Plan::new(interfaces, uplink).map_err(NetworkError::Plan)?;
     let attached = plan
         .taps
         .iter()
         .map(|tap| connect(&mut links, &plan, tap))
         .collect::<Result<_, _>>()?;
-    nftables::replace_table(&ruleset::table(&plan)).map_err(Error::Nftables)?;
+    nftables::replace_table(&ruleset::table(&plan)).map_err(NetworkError::Nftables)?;
     links
         .forward_ipv4(plan.uplink.index, &plan.uplink.name)
-        .map_err(Error::Link)?;
+        .map_err(NetworkError::Link)?;
     Ok(attached)
 }
 
-fn connect(links: &mut link::Links, plan: &Plan, planned: &plan::Tap) -> Result<Attached, Error> {
-    links.remove(&planned.device).map_err(Error::Link)?;
-    let tap = tap::open(&planned.device).map_err(Error::Tap)?;
-    links.set_up_tap(planned, plan.uplink.mtu).map_err(Error::Link)?;
+fn connect(links: &mut link::Links, plan: &Plan, planned: &plan::Tap) -> Result<Attached, NetworkError> {
+    links.remove(&planned.device).map_err(NetworkError::Link)?;
+    let tap = tap::open(&planned.device).map_err(NetworkError::Tap)?;
+    links.set_up_tap(planned, plan.uplink.mtu).map_err(NetworkError::Link)?;
     let network = GuestNetwork {
         address: planned.guest,
         prefix_length: plan::PREFIX_LENGTH,

@@ -53,7 +53,7 @@ pub(crate) struct Options {
 
 /// Why the agent ended.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum ServeError {
     /// No client.
     #[error("the agent's access to the API server is not configured: does its pod have a service account token?")]
     Client(#[source] Box<kube::Error>),
@@ -67,21 +67,21 @@ pub(crate) enum Error {
     },
     /// A device's socket.
     #[error("a VM pod cannot be served")]
-    Device(#[source] device_socket::Error),
+    Device(#[source] device_socket::DeviceSocketError),
     /// Health.
     #[error("the health probe cannot be answered")]
-    Health(#[source] health::Error),
+    Health(#[source] health::HealthError),
     /// The device plugin's socket.
     #[error("the device plugin cannot be told about KVM")]
-    PluginLink(#[source] crate::directory_watch::Error),
+    PluginLink(#[source] crate::directory_watch::DirectoryWatchError),
 }
 
 /// Serves until something fails that a restart may mend. Dropping the future ends everything that it started; sockets keep their names,
 /// for the successor to take.
-pub(crate) async fn run(options: Options) -> Result<(), Error> {
+pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
     let client = kube::Client::try_default()
         .await
-        .map_err(|source| Error::Client(Box::new(source)))?;
+        .map_err(|source| ServeError::Client(Box::new(source)))?;
     let (reports, guest_reports) = mpsc::channel(QUEUED_REPORTS);
     let (kvm, kvm_works) = watch::channel(Err("KVM has not been tried yet".to_owned()));
     let services = Services {
@@ -91,14 +91,14 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         namespaces: Arc::new(tokio::sync::Semaphore::new(session::CONCURRENT_NAMESPACES)),
     };
     let linked = Arc::new(Notify::new());
-    let health_listener = health::bind(&options.run_dir).map_err(Error::Health)?;
+    let health_listener = health::bind(&options.run_dir).map_err(ServeError::Health)?;
 
-    let mut tasks: JoinSet<Result<(), Error>> = JoinSet::new();
+    let mut tasks: JoinSet<Result<(), ServeError>> = JoinSet::new();
     tasks.spawn(kvm::watch(options.allow_paravirtual_kvm, kvm));
     tasks.spawn(guest_status::run(client, options.node_name, guest_reports));
-    tasks.spawn(async move { health::answer(health_listener).await.map_err(Error::Health) });
+    tasks.spawn(async move { health::answer(health_listener).await.map_err(ServeError::Health) });
     let link = plugin_link::run(options.run_dir.clone(), kvm_works, linked.clone());
-    tasks.spawn(async move { link.await.map_err(Error::PluginLink) });
+    tasks.spawn(async move { link.await.map_err(ServeError::PluginLink) });
     tasks.spawn(serve_devices(options.run_dir, services, linked));
     match tasks.join_next().await {
         Some(Ok(result)) => result,
@@ -108,13 +108,13 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 }
 
 /// Serves the devices that have a directory; looks for new ones whenever the device plugin, which makes the directories, was started.
-async fn serve_devices(run_dir: RunDir, services: Services, linked: Arc<Notify>) -> Result<(), Error> {
+async fn serve_devices(run_dir: RunDir, services: Services, linked: Arc<Notify>) -> Result<(), ServeError> {
     let mut served = BTreeSet::new();
-    let mut sockets: JoinSet<Result<(), device_socket::Error>> = JoinSet::new();
+    let mut sockets: JoinSet<Result<(), device_socket::DeviceSocketError>> = JoinSet::new();
     loop {
         for device in device_ids(&run_dir.devices())?.difference(&served.clone()) {
             let socket =
-                device_socket::DeviceSocket::bind(&run_dir, device, services.clone()).map_err(Error::Device)?;
+                device_socket::DeviceSocket::bind(&run_dir, device, services.clone()).map_err(ServeError::Device)?;
             sockets.spawn(socket.serve());
             served.insert(device.clone());
         }
@@ -122,7 +122,7 @@ async fn serve_devices(run_dir: RunDir, services: Services, linked: Arc<Notify>)
         tokio::select! {
             () = linked.notified() => {}
             Some(ended) = sockets.join_next() => match ended {
-                Ok(result) => result.map_err(Error::Device)?,
+                Ok(result) => result.map_err(ServeError::Device)?,
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             },
         }
@@ -130,8 +130,8 @@ async fn serve_devices(run_dir: RunDir, services: Services, linked: Arc<Notify>)
 }
 
 /// The names of the directories in `devices`: none while the device plugin has not made it.
-fn device_ids(devices: &Path) -> Result<BTreeSet<String>, Error> {
-    let fail = |source| Error::ReadDevices {
+fn device_ids(devices: &Path) -> Result<BTreeSet<String>, ServeError> {
+    let fail = |source| ServeError::ReadDevices {
         path: devices.to_owned(),
         source,
     };

@@ -14,16 +14,16 @@ const BACKLOG: i32 = 16;
 /// Failure to make a socket.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {action} the socket {}", path.display())]
-pub(crate) struct Error {
+pub(crate) struct UnixSocketError {
     action: &'static str,
     path: PathBuf,
     source: io::Error,
 }
 
 /// A nonblocking stream socket that listens on `path` with the file mode `mode`.
-pub(crate) fn bind_stream(path: &Path, mode: u32) -> Result<UnixListener, Error> {
+pub(crate) fn bind_stream(path: &Path, mode: u32) -> Result<UnixListener, UnixSocketError> {
     let socket = bind(path, SocketType::STREAM, mode)?;
-    UnixListener::from_std(socket.into()).map_err(|source| Error {
+    UnixListener::from_std(socket.into()).map_err(|source| UnixSocketError {
         action: "watch",
         path: path.to_owned(),
         source,
@@ -31,14 +31,14 @@ pub(crate) fn bind_stream(path: &Path, mode: u32) -> Result<UnixListener, Error>
 }
 
 /// A nonblocking `SOCK_SEQPACKET` socket that listens on `path` with the file mode `mode`.
-pub(crate) fn bind_seqpacket(path: &Path, mode: u32) -> Result<OwnedFd, Error> {
+pub(crate) fn bind_seqpacket(path: &Path, mode: u32) -> Result<OwnedFd, UnixSocketError> {
     bind(path, SocketType::SEQPACKET, mode)
 }
 
 /// The new socket takes its final name by `rename`, with its mode set and listening, so that nobody finds it half made.
-fn bind(path: &Path, socket_type: SocketType, mode: u32) -> Result<OwnedFd, Error> {
+fn bind(path: &Path, socket_type: SocketType, mode: u32) -> Result<OwnedFd, UnixSocketError> {
     let fail = |action| {
-        move |source: io::Error| Error {
+        move |source: io::Error| UnixSocketError {
             action,
             path: path.to_owned(),
             source,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// How long the last report holds after the connection to `node-agent serve` was lost: as long as its restart may take.
-pub(super) const GRACE: Duration = Duration::from_secs(60);
+pub(super) const GRACE: Duration = Duration::from_mins(1);
 
 /// What the devices follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ mod tests {
         health.lost(start);
         health.lost(start + GRACE / 2);
         assert_eq!(health.grace_ends(), Some(start + GRACE));
-        assert_eq!(health.verdict(start + GRACE - Duration::from_millis(1)), Verdict::Works);
+        assert_eq!(health.verdict(start + GRACE.mul_f32(0.99)), Verdict::Works);
         assert!(matches!(health.verdict(start + GRACE), Verdict::Broken(reason) if reason.contains("60 s")));
         assert_eq!(health.grace_ends(), None);
         health.said(Ok(()));

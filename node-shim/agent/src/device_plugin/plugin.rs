@@ -34,14 +34,14 @@ const REGISTER_RETRY: Duration = Duration::from_secs(2);
 
 /// Why a resource cannot be offered any more.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum PluginError {
     /// The endpoint cannot be made.
     #[error("failed to listen on the plugin's endpoint {}: is the kubelet's device-plugins directory mounted writable?", path.display())]
     Bind {
         /// The endpoint.
         path: PathBuf,
         /// What went wrong.
-        source: unix_socket::Error,
+        source: unix_socket::UnixSocketError,
     },
     /// The server ended.
     #[error("the gRPC server of the plugin ended")]
@@ -55,7 +55,7 @@ pub(crate) enum Error {
 #[derive(Debug, thiserror::Error)]
 enum RegisterError {
     #[error(transparent)]
-    Connect(kubelet::Error),
+    Connect(kubelet::KubeletError),
     #[error("the kubelet refused the registration")]
     Refused(#[source] Box<Status>),
 }
@@ -79,18 +79,19 @@ impl Plugin {
     }
 
     /// Serves and registers, again after each kubelet restart.
-    pub(super) async fn run(self, mut kubelet_restarts: watch::Receiver<u64>) -> Result<(), Error> {
+    pub(super) async fn run(self, mut kubelet_restarts: watch::Receiver<u64>) -> Result<(), PluginError> {
         loop {
             kubelet_restarts.mark_unchanged();
             let path = self.options.kubelet_dir.device_plugins().join(self.resource.endpoint());
-            let listener = unix_socket::bind_stream(&path, 0o600).map_err(|source| Error::Bind { path, source })?;
+            let listener =
+                unix_socket::bind_stream(&path, 0o600).map_err(|source| PluginError::Bind { path, source })?;
             let mut server = JoinSet::new();
             server.spawn(serve(self.clone(), listener));
             tokio::select! {
                 ended = server.join_next() => match ended {
-                    Some(Ok(Err(source))) => return Err(Error::Serve(source)),
+                    Some(Ok(Err(source))) => return Err(PluginError::Serve(source)),
                     Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-                    Some(Ok(Ok(()))) | None => return Err(Error::WatchEnded),
+                    Some(Ok(Ok(()))) | None => return Err(PluginError::WatchEnded),
                 },
                 restarted = self.register_until_restart(&mut kubelet_restarts) => restarted?,
             }
@@ -98,7 +99,7 @@ impl Plugin {
     }
 
     /// Registers, then waits until the kubelet has been restarted.
-    async fn register_until_restart(&self, kubelet_restarts: &mut watch::Receiver<u64>) -> Result<(), Error> {
+    async fn register_until_restart(&self, kubelet_restarts: &mut watch::Receiver<u64>) -> Result<(), PluginError> {
         loop {
             let retry = match self.register().await {
                 Ok(()) => {
@@ -115,7 +116,7 @@ impl Plugin {
                 }
             };
             tokio::select! {
-                changed = kubelet_restarts.changed() => return changed.map_err(|_| Error::WatchEnded),
+                changed = kubelet_restarts.changed() => return changed.map_err(|_| PluginError::WatchEnded),
                 () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
             }
         }

@@ -20,14 +20,14 @@ pub(super) enum ReportEvent {
 
 /// Failure to hear anything.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum ReportsError {
     /// The socket cannot be made.
     #[error("failed to listen on {}", path.display())]
     Bind {
         /// The socket.
         path: PathBuf,
         /// What went wrong.
-        source: unix_socket::Error,
+        source: unix_socket::UnixSocketError,
     },
     /// The socket does not work any more.
     #[error("failed to accept a connection on plugin.sock")]
@@ -43,8 +43,8 @@ pub(super) struct ReportListener {
 
 impl ReportListener {
     /// Listens on `path`, in place of a predecessor.
-    pub(super) fn bind(path: &Path) -> Result<Self, Error> {
-        let listener = unix_socket::bind_stream(path, 0o600).map_err(|source| Error::Bind {
+    pub(super) fn bind(path: &Path) -> Result<Self, ReportsError> {
+        let listener = unix_socket::bind_stream(path, 0o600).map_err(|source| ReportsError::Bind {
             path: path.to_owned(),
             source,
         })?;
@@ -56,7 +56,7 @@ impl ReportListener {
     }
 
     /// Waits for the next event. Cancel safe: a partial line is kept.
-    pub(super) async fn next(&mut self) -> Result<ReportEvent, Error> {
+    pub(super) async fn next(&mut self) -> Result<ReportEvent, ReportsError> {
         loop {
             let Self {
                 listener,
@@ -65,7 +65,7 @@ impl ReportListener {
             } = self;
             tokio::select! {
                 accepted = listener.accept() => {
-                    let (stream, _) = accepted.map_err(Error::Accept)?;
+                    let (stream, _) = accepted.map_err(ReportsError::Accept)?;
                     *current = Some(BufReader::new(stream));
                     line.clear();
                 }

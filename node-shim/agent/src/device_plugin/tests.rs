@@ -54,7 +54,7 @@ impl Kubelet {
             server
                 .serve_with_incoming(UnixListenerStream::new(listener))
                 .await
-                .unwrap()
+                .unwrap();
         });
         Self { registered, server }
     }

@@ -49,8 +49,9 @@ impl FromStr for Mac {
 
 impl fmt::Display for Mac {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, f] = self.0;
-        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        let mut bytes = self.0.iter();
+        bytes.next().map_or(Ok(()), |first| write!(formatter, "{first:02x}"))?;
+        bytes.try_for_each(|byte| write!(formatter, ":{byte:02x}"))
     }
 }
 

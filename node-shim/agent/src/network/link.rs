@@ -24,7 +24,7 @@ const MIN_MTU: u32 = 68;
 
 /// Failure to read or change the namespace.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum LinkError {
     /// No default route.
     #[error("the pod has no IPv4 default route: is the node's CNI plugin working?")]
     NoUplink,
@@ -43,9 +43,9 @@ pub(crate) enum Error {
     },
 }
 
-impl Error {
-    fn request<E: Into<ReplyError>>(action: &'static str, object: impl ToString) -> impl FnOnce(E) -> Self {
-        let object = object.to_string();
+impl LinkError {
+    fn request<E: Into<ReplyError>>(action: &'static str, object: &str) -> impl FnOnce(E) -> Self + use<E> {
+        let object = object.to_owned();
         move |source| Self::Request {
             action,
             object,
@@ -64,17 +64,19 @@ impl Links {
     }
 
     /// The interface of the IPv4 default route with the best metric.
-    pub(super) fn uplink(&mut self) -> Result<Uplink, Error> {
+    pub(super) fn uplink(&mut self) -> Result<Uplink, LinkError> {
         let index = self
             .default_route()
-            .map_err(Error::request("read", "the IPv4 routes"))?
-            .ok_or(Error::NoUplink)?;
-        let (name, mtu) = self.name_and_mtu(index).map_err(Error::request("read", "the uplink"))?;
+            .map_err(LinkError::request("read", "the IPv4 routes"))?
+            .ok_or(LinkError::NoUplink)?;
+        let (name, mtu) = self
+            .name_and_mtu(index)
+            .map_err(LinkError::request("read", "the uplink"))?;
         let addresses = self
             .addresses(index)
-            .map_err(Error::request("read the addresses of", &name))?;
+            .map_err(LinkError::request("read the addresses of", &name))?;
         if addresses.is_empty() {
-            return Err(Error::NoAddress(name));
+            return Err(LinkError::NoAddress(name));
         }
         let mtu = u16::try_from(mtu.max(MIN_MTU)).unwrap_or(u16::MAX);
         Ok(Uplink {
@@ -150,7 +152,7 @@ impl Links {
     }
 
     /// Removes `device`, if it is there.
-    pub(super) fn remove(&mut self, device: &str) -> Result<(), Error> {
+    pub(super) fn remove(&mut self, device: &str) -> Result<(), LinkError> {
         let mut remove = || {
             let mut request = rt_link::Request::new().op_dellink_do(&rt_link::Ifinfomsg::default());
             request.encode().push_ifname(&c_name(device)?);
@@ -158,23 +160,25 @@ impl Links {
         };
         match remove() {
             Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => Ok(()),
-            result => result.map_err(Error::request("remove", device)),
+            result => result.map_err(LinkError::request("remove", device)),
         }
     }
 
     /// Gives a new tap its addresses, sets it up and lets packets pass.
-    pub(super) fn set_up_tap(&mut self, tap: &Tap, mtu: u16) -> Result<(), Error> {
-        let index = self.index(&tap.device).map_err(Error::request("find", &tap.device))?;
+    pub(super) fn set_up_tap(&mut self, tap: &Tap, mtu: u16) -> Result<(), LinkError> {
+        let index = self
+            .index(&tap.device)
+            .map_err(LinkError::request("find", &tap.device))?;
         self.set_link(index, tap, mtu)
-            .map_err(Error::request("set up", &tap.device))?;
+            .map_err(LinkError::request("set up", &tap.device))?;
         self.add_address(index, tap)
-            .map_err(Error::request("add an address to", &tap.device))?;
+            .map_err(LinkError::request("add an address to", &tap.device))?;
         self.add_neighbour(index, tap)
-            .map_err(Error::request("make the guest a neighbour on", &tap.device))?;
+            .map_err(LinkError::request("make the guest a neighbour on", &tap.device))?;
         self.forward_ipv4(index, &tap.device)?;
         // Lets an answer to a connection that came from 127.0.0.1 back in: `kubectl port-forward` connects there.
         let changed = self.set_ipv4_configuration(index, DEVCONF_ROUTE_LOCALNET);
-        changed.map_err(Error::request("let packets of local connections pass", &tap.device))
+        changed.map_err(LinkError::request("let packets of local connections pass", &tap.device))
     }
 
     fn set_link(&mut self, index: u32, tap: &Tap, mtu: u16) -> Result<(), ReplyError> {
@@ -227,9 +231,9 @@ impl Links {
     }
 
     /// Lets IPv4 packets that come in by the interface be forwarded.
-    pub(super) fn forward_ipv4(&mut self, index: u32, name: &str) -> Result<(), Error> {
+    pub(super) fn forward_ipv4(&mut self, index: u32, name: &str) -> Result<(), LinkError> {
         let changed = self.set_ipv4_configuration(index, DEVCONF_FORWARDING);
-        changed.map_err(Error::request("switch IPv4 forwarding on for", name))
+        changed.map_err(LinkError::request("switch IPv4 forwarding on for", name))
     }
 
     /// Sets a value of `/proc/sys/net/ipv4/conf/<interface>` to 1. By netlink, because /proc/sys is read-only in an unprivileged container.

@@ -30,7 +30,7 @@ const INTERFACE_NAME_BYTES: usize = 16;
 
 /// Failure to write the table.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum NftablesError {
     /// A defect.
     #[error("a name of the table has a NUL")]
     Name(#[source] std::ffi::NulError),
@@ -40,10 +40,10 @@ pub(crate) enum Error {
 }
 
 /// Puts `table` in the place of an older one, in one transaction: no packet sees half of it.
-pub(super) fn replace_table(table: &Table) -> Result<(), Error> {
+pub(super) fn replace_table(table: &Table) -> Result<(), NftablesError> {
     let mut socket = NetlinkSocket::new();
-    let batch = encode(table).map_err(Error::Name)?;
-    let kernel = |error: ReplyError| Error::Kernel(Box::new(error));
+    let batch = encode(table).map_err(NftablesError::Name)?;
+    let kernel = |error: ReplyError| NftablesError::Kernel(Box::new(error));
     socket
         .request_chained(&batch)
         .map_err(|error| kernel(error.into()))?

@@ -15,7 +15,7 @@ const MAX_NAME_BYTES: usize = 63;
 
 /// Why a guest cannot be connected here.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum PlanError {
     /// More interfaces than one packet can carry taps for.
     #[error("a VM can have at most {MAX_INTERFACES} masquerade interfaces, not {0}")]
     TooManyInterfaces(usize),
@@ -47,19 +47,19 @@ pub(crate) struct GuestInterface {
 
 impl GuestInterface {
     /// Checks the interfaces that a shim asks for.
-    pub(crate) fn check_all(requests: &[InterfaceRequest]) -> Result<Vec<Self>, Error> {
+    pub(crate) fn check_all(requests: &[InterfaceRequest]) -> Result<Vec<Self>, PlanError> {
         if requests.len() > MAX_INTERFACES {
-            return Err(Error::TooManyInterfaces(requests.len()));
+            return Err(PlanError::TooManyInterfaces(requests.len()));
         }
         let mut interfaces: Vec<Self> = Vec::with_capacity(requests.len());
         for InterfaceRequest { name, mac } in requests {
             if name.is_empty() || name.len() > MAX_NAME_BYTES {
-                return Err(Error::Name);
+                return Err(PlanError::Name);
             }
             if interfaces.iter().any(|other| other.name == *name) {
-                return Err(Error::DuplicateName(name.clone()));
+                return Err(PlanError::DuplicateName(name.clone()));
             }
-            let mac = mac.parse().map_err(|source| Error::Mac {
+            let mac = mac.parse().map_err(|source| PlanError::Mac {
                 interface: name.clone(),
                 source,
             })?;
@@ -115,7 +115,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// The plan for `interfaces` in a pod with `uplink`. Interface i has the network 10.0.(2+i).0/24.
-    pub(crate) fn new(interfaces: &[GuestInterface], uplink: Uplink) -> Result<Self, Error> {
+    pub(crate) fn new(interfaces: &[GuestInterface], uplink: Uplink) -> Result<Self, PlanError> {
         let numbers = 0..u8::try_from(MAX_INTERFACES).unwrap_or(u8::MAX);
         let taps: Vec<Tap> = numbers
             .zip(interfaces)
@@ -127,7 +127,7 @@ impl Plan {
                 .iter()
                 .find(|address| address.octets()[..3] == tap.network.octets()[..3])
             {
-                return Err(Error::Overlap(*inside, tap.network));
+                return Err(PlanError::Overlap(*inside, tap.network));
             }
         }
         Ok(Self { uplink, taps })

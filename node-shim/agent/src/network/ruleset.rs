@@ -25,7 +25,7 @@ pub(super) struct Chain {
     pub(super) kind: ChainKind,
     /// Where it is called.
     pub(super) hook: Hook,
-    /// When, among the others at the hook (linux/netfilter_ipv4.h).
+    /// When, among the others at the hook (`linux/netfilter_ipv4.h`).
     pub(super) priority: i32,
     /// Its rules, in order.
     pub(super) rules: Vec<Rule>,

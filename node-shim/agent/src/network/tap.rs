@@ -11,7 +11,7 @@ const TUN_DEVICE: &str = "/dev/net/tun";
 
 /// Failure to make a tap.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum TapError {
     /// No device.
     #[error("failed to open {TUN_DEVICE}: does the node have the module `tun`, and the agent the device?")]
     Open(#[source] io::Error),
@@ -29,9 +29,9 @@ pub(crate) enum Error {
 }
 
 /// Makes the tap `device` in the calling thread's network namespace: frames without packet information, with a virtio-net header.
-pub(crate) fn open(device: &str) -> Result<OwnedFd, Error> {
+pub(crate) fn open(device: &str) -> Result<OwnedFd, TapError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let tap = rustix::fs::open(TUN_DEVICE, flags, Mode::empty()).map_err(|error| Error::Open(error.into()))?;
+    let tap = rustix::fs::open(TUN_DEVICE, flags, Mode::empty()).map_err(|error| TapError::Open(error.into()))?;
     let mut request = interface_request(device)?;
     let tap_flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
     // The field is a short that holds unsigned flags: IFF_TUN_EXCL is its top bit.
@@ -39,7 +39,7 @@ pub(crate) fn open(device: &str) -> Result<OwnedFd, Error> {
     // SAFETY: the descriptor is open, and the kernel reads and writes one ifreq, which outlives the call.
     let made = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if made < 0 {
-        return Err(Error::Make {
+        return Err(TapError::Make {
             device: device.to_owned(),
             source: io::Error::last_os_error(),
         });
@@ -47,13 +47,13 @@ pub(crate) fn open(device: &str) -> Result<OwnedFd, Error> {
     Ok(tap)
 }
 
-fn interface_request(device: &str) -> Result<libc::ifreq, Error> {
+fn interface_request(device: &str) -> Result<libc::ifreq, TapError> {
     // SAFETY: ifreq is plain data for which zeroes are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    let name = CString::new(device).map_err(|_| Error::Name(device.to_owned()))?;
+    let name = CString::new(device).map_err(|_| TapError::Name(device.to_owned()))?;
     let name = name.as_bytes_with_nul();
     if name.len() < 2 || name.len() > request.ifr_name.len() {
-        return Err(Error::Name(device.to_owned()));
+        return Err(TapError::Name(device.to_owned()));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name) {
         *to = from.cast_signed();

@@ -25,14 +25,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Why a device cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum DeviceSocketError {
     /// No socket.
     #[error("failed to listen on {}", path.display())]
     Bind {
         /// The socket.
         path: PathBuf,
         /// What went wrong.
-        source: unix_socket::Error,
+        source: unix_socket::UnixSocketError,
     },
     /// The socket does not work with the event loop.
     #[error("failed to watch {}", path.display())]
@@ -62,14 +62,14 @@ pub(super) struct DeviceSocket {
 
 impl DeviceSocket {
     /// Listens on the socket of `device`, in place of a predecessor.
-    pub(super) fn bind(run_dir: &RunDir, device: &str, services: Services) -> Result<Self, Error> {
+    pub(super) fn bind(run_dir: &RunDir, device: &str, services: Services) -> Result<Self, DeviceSocketError> {
         let path = run_dir.device_socket(device);
         // Every user: the pod's is not known, and only the one pod that was given the directory sees it.
-        let listener = unix_socket::bind_seqpacket(&path, 0o666).map_err(|source| Error::Bind {
+        let listener = unix_socket::bind_seqpacket(&path, 0o666).map_err(|source| DeviceSocketError::Bind {
             path: path.clone(),
             source,
         })?;
-        let listener = event_loop::watch(listener).map_err(|source| Error::Watch {
+        let listener = event_loop::watch(listener).map_err(|source| DeviceSocketError::Watch {
             path: path.clone(),
             source,
         })?;
@@ -82,7 +82,7 @@ impl DeviceSocket {
     }
 
     /// Serves for ever.
-    pub(super) async fn serve(self) -> Result<(), Error> {
+    pub(super) async fn serve(self) -> Result<(), DeviceSocketError> {
         let mut current: Option<Current> = None;
         loop {
             let accepted = tokio::select! {
@@ -122,9 +122,9 @@ impl DeviceSocket {
         }
     }
 
-    async fn accept(&self) -> Result<Connection, Error> {
+    async fn accept(&self) -> Result<Connection, DeviceSocketError> {
         loop {
-            let watch = |source| Error::Watch {
+            let watch = |source| DeviceSocketError::Watch {
                 path: self.path.clone(),
                 source,
             };

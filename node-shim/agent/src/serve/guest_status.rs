@@ -26,7 +26,7 @@ pub(super) async fn run(
     client: Client,
     node_name: String,
     mut reports: mpsc::Receiver<Report>,
-) -> Result<(), super::Error> {
+) -> Result<(), super::ServeError> {
     let of_node = watcher::Config::default().fields(&format!("status.nodeName={node_name}"));
     let events = watch(Api::<VirtualMachine>::all(client.clone()), of_node).default_backoff();
     let mut events = std::pin::pin!(events);

@@ -35,10 +35,10 @@ impl fmt::Display for PodName {
 
 /// Why it is not known who calls.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum IdentityError {
     /// The kubelet does not answer.
     #[error(transparent)]
-    Connect(kubelet::Error),
+    Connect(kubelet::KubeletError),
     /// The kubelet refuses.
     #[error("the kubelet refused to list its pods' devices: {}", .0.message())]
     List(Box<tonic::Status>),
@@ -58,7 +58,7 @@ pub(super) enum Error {
 }
 
 /// The pod that has `device`, from the PodResources service at `socket`. Waits a little for a pod that is not yet listed.
-pub(super) async fn of_device(socket: &Path, device: &str) -> Result<PodName, Error> {
+pub(super) async fn of_device(socket: &Path, device: &str) -> Result<PodName, IdentityError> {
     let deadline = Instant::now() + PATIENCE;
     let mut pause = FIRST_PAUSE;
     loop {
@@ -74,17 +74,17 @@ pub(super) async fn of_device(socket: &Path, device: &str) -> Result<PodName, Er
     }
 }
 
-async fn look(socket: &Path, device: &str) -> Result<PodName, Error> {
-    let channel = kubelet::connect(socket).await.map_err(Error::Connect)?;
+async fn look(socket: &Path, device: &str) -> Result<PodName, IdentityError> {
+    let channel = kubelet::connect(socket).await.map_err(IdentityError::Connect)?;
     let mut kubelet = PodResourcesListerClient::new(channel).max_decoding_message_size(MAX_LIST_BYTES);
     let list = kubelet
         .list(ListPodResourcesRequest {})
         .await
-        .map_err(|status| Error::List(Box::new(status)))?;
+        .map_err(|status| IdentityError::List(Box::new(status)))?;
     find(list.get_ref(), device)
 }
 
-fn find(list: &ListPodResourcesResponse, device: &str) -> Result<PodName, Error> {
+fn find(list: &ListPodResourcesResponse, device: &str) -> Result<PodName, IdentityError> {
     let has_device = |pod: &&kubelet::pod_resources::PodResources| {
         let devices = pod.containers.iter().flat_map(|container| &container.devices);
         devices
@@ -97,9 +97,9 @@ fn find(list: &ListPodResourcesResponse, device: &str) -> Result<PodName, Error>
         name: pod.name.clone(),
     };
     match (pods.next(), pods.next()) {
-        (None, _) => Err(Error::NotAllocated(device.to_owned())),
+        (None, _) => Err(IdentityError::NotAllocated(device.to_owned())),
         (Some(pod), None) => Ok(name(pod)),
-        (Some(first), Some(second)) => Err(Error::Ambiguous {
+        (Some(first), Some(second)) => Err(IdentityError::Ambiguous {
             device: device.to_owned(),
             first: name(first),
             second: name(second),
@@ -139,7 +139,7 @@ mod tests {
         };
         assert_eq!(find(&list, "7").unwrap().to_string(), "default/web");
         assert_eq!(find(&list, "70").unwrap().to_string(), "default/db");
-        assert!(matches!(find(&list, "0"), Err(Error::NotAllocated(_))));
+        assert!(matches!(find(&list, "0"), Err(IdentityError::NotAllocated(_))));
     }
 
     #[test]
@@ -147,6 +147,6 @@ mod tests {
         let list = ListPodResourcesResponse {
             pod_resources: vec![pod("a", KVM_RESOURCE, &["7"]), pod("b", KVM_RESOURCE, &["7"])],
         };
-        assert!(matches!(find(&list, "7"), Err(Error::Ambiguous { .. })));
+        assert!(matches!(find(&list, "7"), Err(IdentityError::Ambiguous { .. })));
     }
 }

@@ -19,11 +19,11 @@ const CAPABILITIES: [(Cap, &str); 5] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 /// Between two trials: KVM says nothing by itself when its module is unloaded or another hypervisor takes the CPUs.
-const INTERVAL: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_mins(1);
 
 /// Why VMs cannot run here.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum KvmError {
     /// Not there or not allowed.
     #[error("failed to open /dev/kvm: {0}: load kvm_intel or kvm_amd on the node, then restart the agent's pod")]
     Open(io::Error),
@@ -48,7 +48,10 @@ pub(super) enum Error {
 }
 
 /// Tries KVM now and then, and keeps `kvm` to what it finds.
-pub(super) async fn watch(allow_paravirtual: bool, kvm: watch::Sender<Result<(), String>>) -> Result<(), super::Error> {
+pub(super) async fn watch(
+    allow_paravirtual: bool,
+    kvm: watch::Sender<Result<(), String>>,
+) -> Result<(), super::ServeError> {
     loop {
         let found = tokio::task::block_in_place(|| probe(allow_paravirtual)).map_err(|error| error.to_string());
         kvm.send_if_modified(|known| {
@@ -67,29 +70,29 @@ pub(super) async fn watch(allow_paravirtual: bool, kvm: watch::Sender<Result<(),
 }
 
 /// Opens `/dev/kvm` for a shim, which makes its VM on it.
-pub(super) fn open() -> Result<OwnedFd, Error> {
+pub(super) fn open() -> Result<OwnedFd, KvmError> {
     rustix::fs::open("/dev/kvm", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| Error::Open(error.into()))
+        .map_err(|error| KvmError::Open(error.into()))
 }
 
-fn probe(allow_paravirtual: bool) -> Result<(), Error> {
-    let kvm = Kvm::new().map_err(|error| Error::Open(error.into()))?;
+fn probe(allow_paravirtual: bool) -> Result<(), KvmError> {
+    let kvm = Kvm::new().map_err(|error| KvmError::Open(error.into()))?;
     let version = kvm.get_api_version();
     if version != API_VERSION {
-        return Err(Error::ApiVersion(version));
+        return Err(KvmError::ApiVersion(version));
     }
     if let Some((_, name)) = CAPABILITIES
         .iter()
         .find(|(capability, _)| !kvm.check_extension(*capability))
     {
-        return Err(Error::Capability(name));
+        return Err(KvmError::Capability(name));
     }
-    kvm.create_vm().map_err(Error::MakeVm)?;
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").map_err(Error::CpuInfo)?;
+    kvm.create_vm().map_err(KvmError::MakeVm)?;
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").map_err(KvmError::CpuInfo)?;
     if allow_paravirtual || has_hardware_virtualization(&cpuinfo) {
         Ok(())
     } else {
-        Err(Error::Paravirtual)
+        Err(KvmError::Paravirtual)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::event_loop;
 
 /// What is wrong with a packet or its connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum PacketError {
     /// Too long.
     #[error("a packet has more than {MAX_PACKET_BYTES} bytes")]
     TooLong,
@@ -53,11 +53,11 @@ impl Connection {
     }
 
     /// The next request, or nothing when the peer has hung up. Cancel safe.
-    pub(super) async fn receive(&self) -> Result<Option<Received>, Error> {
+    pub(super) async fn receive(&self) -> Result<Option<Received>, PacketError> {
         loop {
-            let mut guard = self.0.readable().await.map_err(Error::Socket)?;
+            let mut guard = self.0.readable().await.map_err(PacketError::Socket)?;
             match receive_now(guard.get_inner()) {
-                Err(Error::Socket(error)) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+                Err(PacketError::Socket(error)) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
                 result => return result,
             }
         }
@@ -66,38 +66,38 @@ impl Connection {
     /// Waits until the peer has hung up, but no longer than `patience`, and drops what it says. A socket that is closed with packets
     /// unread makes the peer's next read fail, and with it hides the answer.
     pub(super) async fn linger(&self, patience: std::time::Duration) {
-        let hung_up = async { while !matches!(self.receive().await, Ok(None) | Err(Error::Socket(_))) {} };
+        let hung_up = async { while !matches!(self.receive().await, Ok(None) | Err(PacketError::Socket(_))) {} };
         let _ = tokio::time::timeout(patience, hung_up).await;
     }
 
     /// Sends a response with its descriptors.
-    pub(super) async fn send(&self, response: &Response, descriptors: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let packet = serde_json::to_vec(response).map_err(Error::Encode)?;
+    pub(super) async fn send(&self, response: &Response, descriptors: &[BorrowedFd<'_>]) -> Result<(), PacketError> {
+        let packet = serde_json::to_vec(response).map_err(PacketError::Encode)?;
         loop {
-            let mut guard = self.0.writable().await.map_err(Error::Socket)?;
+            let mut guard = self.0.writable().await.map_err(PacketError::Socket)?;
             match send_now(guard.get_inner(), &packet, descriptors) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
-                result => return result.map_err(Error::Socket),
+                result => return result.map_err(PacketError::Socket),
             }
         }
     }
 }
 
-fn receive_now(socket: &OwnedFd) -> Result<Option<Received>, Error> {
+fn receive_now(socket: &OwnedFd) -> Result<Option<Received>, PacketError> {
     // One byte more than a packet may have shows that it has too many.
     let mut bytes = vec![0; MAX_PACKET_BYTES + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags);
-    let message = message.map_err(|error| Error::Socket(error.into()))?;
+    let message = message.map_err(|error| PacketError::Socket(error.into()))?;
     // Taken out first: what is not returned is closed.
     let descriptors = received_descriptors(&mut ancillary);
     if message.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > MAX_DESCRIPTORS {
-        return Err(Error::TooManyDescriptors);
+        return Err(PacketError::TooManyDescriptors);
     }
     if message.flags.contains(ReturnFlags::TRUNC) || message.bytes > MAX_PACKET_BYTES {
-        return Err(Error::TooLong);
+        return Err(PacketError::TooLong);
     }
     if message.bytes == 0 {
         return Ok(None);
@@ -109,7 +109,7 @@ fn receive_now(socket: &OwnedFd) -> Result<Option<Received>, Error> {
 fn received_descriptors(ancillary: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
     let rights = ancillary.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
+        RecvAncillaryMessage::ScmCredentials(_) | _ => None,
     });
     rights.flatten().collect()
 }
@@ -133,8 +133,8 @@ fn send_now(socket: &OwnedFd, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
 }
 
 /// The request in a packet.
-fn parse(packet: &[u8]) -> Result<Request, Error> {
-    serde_json::from_slice(packet).map_err(Error::Malformed)
+fn parse(packet: &[u8]) -> Result<Request, PacketError> {
+    serde_json::from_slice(packet).map_err(PacketError::Malformed)
 }
 
 #[cfg(test)]
@@ -186,13 +186,13 @@ mod tests {
     async fn more_than_the_limits_is_refused() {
         let (theirs, ours) = pair();
         send_with(&theirs, &hello(), MAX_DESCRIPTORS + 1);
-        assert!(matches!(ours.receive().await, Err(Error::TooManyDescriptors)));
+        assert!(matches!(ours.receive().await, Err(PacketError::TooManyDescriptors)));
         send_with(&theirs, &hello(), 200);
-        assert!(matches!(ours.receive().await, Err(Error::TooManyDescriptors)));
+        assert!(matches!(ours.receive().await, Err(PacketError::TooManyDescriptors)));
         send_with(&theirs, &vec![b' '; MAX_PACKET_BYTES + 1], 0);
-        assert!(matches!(ours.receive().await, Err(Error::TooLong)));
+        assert!(matches!(ours.receive().await, Err(PacketError::TooLong)));
         send_with(&theirs, b"\"Hello\"", 0);
-        assert!(matches!(ours.receive().await, Err(Error::Malformed(_))));
+        assert!(matches!(ours.receive().await, Err(PacketError::Malformed(_))));
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ pub(super) async fn run(
     run_dir: RunDir,
     mut kvm: watch::Receiver<Result<(), String>>,
     linked: Arc<Notify>,
-) -> Result<(), directory_watch::Error> {
+) -> Result<(), directory_watch::DirectoryWatchError> {
     let path = run_dir.plugin_socket();
     let mut watch = DirectoryWatch::new(run_dir.path(), "plugin.sock")?;
     loop {

@@ -45,10 +45,10 @@ pub(super) struct Services {
 
 /// Why a conversation ended before the peer hung up.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum SessionError {
     /// The connection or a packet.
     #[error(transparent)]
-    Packet(packet::Error),
+    Packet(packet::PacketError),
     /// Silence.
     #[error("nothing was said for {} s", FIRST_PACKET_TIMEOUT.as_secs())]
     Silent,
@@ -79,13 +79,13 @@ pub(super) enum Refusal {
     Descriptors(usize),
     /// Unknown caller.
     #[error("{0}")]
-    Caller(identity::Error),
+    Caller(identity::IdentityError),
     /// No KVM.
     #[error("KVM does not work on this node: {0}")]
     Kvm(String),
     /// An interface that cannot be.
     #[error("{0}")]
-    Network(network::Error),
+    Network(network::NetworkError),
     /// A status that cannot be.
     #[error("the guest's status is out of bounds")]
     Status,
@@ -161,14 +161,14 @@ impl Session {
         }
     }
 
-    async fn talk(&self) -> Result<(), Error> {
+    async fn talk(&self) -> Result<(), SessionError> {
         let first = tokio::time::timeout(FIRST_PACKET_TIMEOUT, self.connection.receive()).await;
-        let Some(first) = first.map_err(|_| Error::Silent)?.map_err(Error::Packet)? else {
+        let Some(first) = first.map_err(|_| SessionError::Silent)?.map_err(SessionError::Packet)? else {
             return Ok(());
         };
         let pod = match self.begin(first).await {
             Ok(pod) => pod,
-            Err(Error::Refused(refusal)) => {
+            Err(SessionError::Refused(refusal)) => {
                 self.send(&refusal.response(), &[]).await?;
                 self.connection.linger(LINGER).await;
                 return Err(refusal.into());
@@ -178,12 +178,12 @@ impl Session {
         self.relay(pod).await
     }
 
-    async fn begin(&self, first: Received) -> Result<&PodName, Error> {
+    async fn begin(&self, first: Received) -> Result<&PodName, SessionError> {
         let Received { request, descriptors } = first;
         let (version, status) = match &request {
             Request::Hello { version, .. } => (*version, None),
             Request::Resume { version, status } => (*version, Some(status.clone())),
-            Request::Status(_) => return Err(Error::Protocol("the first packet was a Status")),
+            Request::Status(_) => return Err(SessionError::Protocol("the first packet was a Status")),
         };
         if version != VERSION {
             return Err(Refusal::Version(version).into());
@@ -197,7 +197,7 @@ impl Session {
                 let count = descriptors.len();
                 let [namespace] = <[_; 1]>::try_from(descriptors).map_err(|_| Refusal::Descriptors(count))?;
                 let namespace = PodNamespace::check(namespace)
-                    .map_err(|error| Refusal::Network(network::Error::Namespace(error)))?;
+                    .map_err(|error| Refusal::Network(network::NetworkError::Namespace(error)))?;
                 self.grant(pod, namespace, &interfaces).await?;
             }
             Request::Resume { .. } | Request::Status(_) => {
@@ -215,13 +215,18 @@ impl Session {
         pod: &PodName,
         namespace: PodNamespace,
         interfaces: &[InterfaceRequest],
-    ) -> Result<(), Error> {
+    ) -> Result<(), SessionError> {
         self.services.kvm.borrow().clone().map_err(Refusal::Kvm)?;
-        let interfaces =
-            GuestInterface::check_all(interfaces).map_err(|error| Refusal::Network(network::Error::Plan(error)))?;
+        let interfaces = GuestInterface::check_all(interfaces)
+            .map_err(|error| Refusal::Network(network::NetworkError::Plan(error)))?;
         let kvm = kvm::open().map_err(|error| Refusal::Kvm(error.to_string()))?;
         let attached = {
-            let turn = self.services.namespaces.acquire().await.map_err(|_| Error::NoReports)?;
+            let turn = self
+                .services
+                .namespaces
+                .acquire()
+                .await
+                .map_err(|_| SessionError::NoReports)?;
             let attached = network::attach(namespace, interfaces).await.map_err(Refusal::Network)?;
             drop(turn);
             attached
@@ -235,27 +240,30 @@ impl Session {
     }
 
     /// Passes the guest's states on until the peer hangs up. A peer that talks too much is read more slowly.
-    async fn relay(&self, pod: &PodName) -> Result<(), Error> {
+    async fn relay(&self, pod: &PodName) -> Result<(), SessionError> {
         let mut pace = Pace::new(Instant::now());
         loop {
             tokio::time::sleep_until(pace.next(Instant::now())).await;
-            let Some(Received { request, descriptors }) = self.connection.receive().await.map_err(Error::Packet)?
+            let Some(Received { request, descriptors }) =
+                self.connection.receive().await.map_err(SessionError::Packet)?
             else {
                 return Ok(());
             };
             if !descriptors.is_empty() {
-                return Err(Error::Protocol("a Status came with descriptors"));
+                return Err(SessionError::Protocol("a Status came with descriptors"));
             }
             match request {
                 Request::Status(status) => self.report(pod, status).await?,
                 Request::Hello { .. } | Request::Resume { .. } => {
-                    return Err(Error::Protocol("a second Hello or Resume came on one connection"));
+                    return Err(SessionError::Protocol(
+                        "a second Hello or Resume came on one connection",
+                    ));
                 }
             }
         }
     }
 
-    async fn report(&self, pod: &PodName, status: GuestStatus) -> Result<(), Error> {
+    async fn report(&self, pod: &PodName, status: GuestStatus) -> Result<(), SessionError> {
         if !super::board::is_plausible(&status) {
             return Err(Refusal::Status.into());
         }
@@ -264,12 +272,16 @@ impl Session {
             connection: self.id,
             status,
         };
-        self.services.reports.send(report).await.map_err(|_| Error::NoReports)
+        self.services
+            .reports
+            .send(report)
+            .await
+            .map_err(|_| SessionError::NoReports)
     }
 
-    async fn send(&self, response: &Response, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), Error> {
+    async fn send(&self, response: &Response, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), SessionError> {
         let sent = tokio::time::timeout(SEND_TIMEOUT, self.connection.send(response, descriptors)).await;
-        sent.map_err(|_| Error::Deaf)?.map_err(Error::Packet)
+        sent.map_err(|_| SessionError::Deaf)?.map_err(SessionError::Packet)
     }
 }
 
@@ -311,7 +323,7 @@ mod tests {
         }
         assert_eq!(pace.next(start), start + Pace::INTERVAL);
         assert_eq!(pace.next(start + Pace::INTERVAL), start + 2 * Pace::INTERVAL);
-        let later = start + Duration::from_secs(60);
+        let later = start + Duration::from_mins(1);
         assert_eq!(pace.next(later), later);
     }
 }

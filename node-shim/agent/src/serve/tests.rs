@@ -31,13 +31,13 @@ fn refusal(answer: Answer) -> (String, bool) {
         Answer::Response(Response::Refused { reason, retryable }, descriptors) if descriptors.is_empty() => {
             (reason, retryable)
         }
-        other => panic!("not refused: {other:?}"),
+        other @ (Answer::Response(..) | Answer::HungUp) => panic!("not refused: {other:?}"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_without_interfaces_is_granted_kvm() {
-    let node = Node::new(1).await;
+    let node = Node::new(1);
     node.allocate("0", "shop/web");
     let Some(netns) = shim::network_namespace() else {
         return eprintln!("SKIPPED: network namespaces need root");
@@ -57,7 +57,7 @@ async fn a_vm_without_interfaces_is_granted_kvm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hosts_network_is_refused_for_good() {
-    let node = Node::new(1).await;
+    let node = Node::new(1);
     node.allocate("0", "shop/web");
     let shim = Shim::connect(&node, "0").await;
     shim.say(
@@ -72,7 +72,7 @@ async fn the_hosts_network_is_refused_for_good() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_namespace_is_refused_for_good() {
-    let node = Node::new(1).await;
+    let node = Node::new(1);
     node.allocate("0", "shop/web");
     for files in [vec!["/dev/null"], vec![], vec!["/dev/null", "/dev/null"]] {
         let shim = Shim::connect(&node, "0").await;
@@ -88,7 +88,7 @@ async fn what_is_no_namespace_is_refused_for_good() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_version_is_refused_for_good() {
-    let node = Node::new(1).await;
+    let node = Node::new(1);
     let shim = Shim::connect(&node, "0").await;
     shim.say(
         &Request::Hello {
@@ -104,7 +104,7 @@ async fn another_version_is_refused_for_good() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_the_kubelet_does_not_know_may_try_again() {
-    let node = Node::new(1).await;
+    let node = Node::new(1);
     let shim = Shim::connect(&node, "0").await;
     shim.say(&hello(Vec::new()), &[&std::fs::File::open("/dev/null").unwrap()])
         .await;
@@ -117,7 +117,7 @@ async fn a_pod_that_the_kubelet_does_not_know_may_try_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_is_listed_a_moment_later_is_served() {
-    let mut node = Node::new(1).await;
+    let mut node = Node::new(1);
     let shim = Shim::connect(&node, "0").await;
     shim.say(
         &Request::Resume {
@@ -137,7 +137,7 @@ async fn a_pod_that_is_listed_a_moment_later_is_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn states_are_reported_until_the_shim_hangs_up() {
-    let mut node = Node::new(1).await;
+    let mut node = Node::new(1);
     node.allocate("0", "shop/web");
     let shim = Shim::connect(&node, "0").await;
     shim.say(
@@ -161,7 +161,7 @@ async fn states_are_reported_until_the_shim_hangs_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_connection_is_refused_while_the_first_lives_and_served_after_it() {
-    let mut node = Node::new(1).await;
+    let mut node = Node::new(1);
     node.allocate("0", "shop/web");
     let first = Shim::connect(&node, "0").await;
     first
@@ -193,7 +193,7 @@ async fn a_second_connection_is_refused_while_the_first_lives_and_served_after_i
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_connection_makes_way_for_the_devices_new_pod() {
-    let mut node = Node::new(1).await;
+    let mut node = Node::new(1);
     node.allocate("0", "shop/old");
     let old = Shim::connect(&node, "0").await;
     old.say(
@@ -224,7 +224,7 @@ async fn a_stale_connection_makes_way_for_the_devices_new_pod() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
-    let mut node = Node::new(2).await;
+    let mut node = Node::new(2);
     node.allocate("0", "shop/hostile");
     node.allocate("1", "shop/honest");
     let null = std::fs::File::open("/dev/null").unwrap();
@@ -238,7 +238,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
         b"{",
         b"null",
         &[0xff; 1000],
-        &[b' '; 65_537],
+        &b" ".repeat(65_537),
         &deep,
         br#"{"Status":{}}"#,
     ];
@@ -290,7 +290,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_says_nothing_is_not_waited_for() {
-    let node = Node::new(1).await;
+    let node = Node::new(1);
     let silent = Shim::connect(&node, "0").await;
     let hung_up = tokio::time::timeout(PATIENCE + Duration::from_secs(10), silent.hear())
         .await
@@ -300,7 +300,7 @@ async fn a_peer_that_says_nothing_is_not_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_kvm_a_vm_is_refused_with_the_reason() {
-    let node = Node::new(1).await;
+    let node = Node::new(1);
     node.allocate("0", "shop/web");
     node.kvm(Err("no vmx".into()));
     let Some(netns) = shim::network_namespace() else {

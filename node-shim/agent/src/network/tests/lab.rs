@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, ipproto}
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::super::plan::tests::interfaces;
-use super::super::{Attached, Error, PodNamespace};
+use super::super::{Attached, NetworkError, PodNamespace};
 use super::frame::{Datagram, Seen};
 
 pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
@@ -24,7 +24,7 @@ pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub(super) const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 1, 0];
 /// Longest wait for something that must come.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-/// `sizeof(struct virtio_net_hdr)`, before each frame of a tap with IFF_VNET_HDR.
+/// `sizeof(struct virtio_net_hdr)`, before each frame of a tap with `IFF_VNET_HDR`.
 const VIRTIO_NET_HEADER_BYTES: usize = 10;
 
 /// A network namespace; the kernel removes it with its last descriptor.
@@ -89,7 +89,7 @@ impl Guest {
     pub(super) fn receive(&self, protocol: u8) -> Seen {
         let deadline = Instant::now() + PATIENCE;
         let mut tap = self.0.as_ref().unwrap();
-        let mut frame = [0; 65536];
+        let mut frame = vec![0; 65536];
         loop {
             match tap.read(&mut frame) {
                 Ok(length) => match Seen::parse(&frame[VIRTIO_NET_HEADER_BYTES..length]) {
@@ -175,11 +175,11 @@ impl Lab {
 }
 
 /// Attaches one interface.
-pub(super) fn attach(pod: &Namespace) -> Result<Vec<Attached>, Error> {
+pub(super) fn attach(pod: &Namespace) -> Result<Vec<Attached>, NetworkError> {
     attach_interfaces(pod, 1)
 }
 
-fn attach_interfaces(pod: &Namespace, count: u8) -> Result<Vec<Attached>, Error> {
+fn attach_interfaces(pod: &Namespace, count: u8) -> Result<Vec<Attached>, NetworkError> {
     let namespace = PodNamespace::check(pod.0.try_clone().unwrap().into()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

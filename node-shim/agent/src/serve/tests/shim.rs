@@ -86,13 +86,13 @@ pub(super) struct Node {
     reports: mpsc::Receiver<Report>,
     kvm: watch::Sender<Result<(), String>>,
     _kubelet_task: JoinSet<()>,
-    _sockets: JoinSet<Result<(), device_socket::Error>>,
+    _sockets: JoinSet<Result<(), device_socket::DeviceSocketError>>,
     _directory: tempfile::TempDir,
 }
 
 impl Node {
     /// A node with the devices 0 to `devices` - 1, where KVM works.
-    pub(super) async fn new(devices: usize) -> Self {
+    pub(super) fn new(devices: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let run_dir = RunDir::new(directory.path());
         let kubelet_socket = directory.path().join("kubelet.sock");
@@ -104,7 +104,7 @@ impl Node {
             server
                 .serve_with_incoming(UnixListenerStream::new(listener))
                 .await
-                .unwrap()
+                .unwrap();
         });
 
         let (kvm, kvm_works) = watch::channel(Ok(()));
@@ -226,7 +226,7 @@ impl Shim {
                     Ok(message) => {
                         let descriptors = ancillary.drain().flat_map(|message| match message {
                             RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
-                            _ => Vec::new(),
+                            RecvAncillaryMessage::ScmCredentials(_) | _ => Vec::new(),
                         });
                         let descriptors = descriptors.collect();
                         return Answer::Response(serde_json::from_slice(&bytes[..message.bytes]).unwrap(), descriptors);
