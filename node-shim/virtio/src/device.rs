@@ -34,7 +34,7 @@ pub enum DeviceType {
     Rng = 4,
 }
 
-/// A device that its driver has set DRIVER_OK on: what it may use until it is reset.
+/// A device that its driver has set `DRIVER_OK` on: what it may use until it is reset.
 pub struct Activation {
     /// Guest memory.
     pub memory: Arc<Memory>,

@@ -77,7 +77,7 @@ struct Slot {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Before DRIVER_OK.
+    /// Before `DRIVER_OK`.
     Idle,
     /// Connected to the event loop.
     Running,
@@ -183,14 +183,19 @@ impl VirtioPci {
     /// Reads BAR 0.
     pub fn read_bar(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        let function = self.function();
+        let mut function = self.function();
         if !function.space.memory_enabled() {
             data.fill(0xff);
             return;
         }
         match Region::of(offset) {
             Some(Region::Common(at)) => function.common.read(at, data),
-            Some(Region::Isr) => self.read_isr(function, data),
+            // Reading the ISR status clears it (virtio 1.2, 4.1.4.5.1).
+            Some(Region::Isr) => {
+                if let Some(first) = data.first_mut() {
+                    *first = std::mem::take(&mut function.isr);
+                }
+            }
             Some(Region::Device(at)) => {
                 drop(function);
                 self.device().device.read_config(at, data);
@@ -357,13 +362,6 @@ impl VirtioPci {
         if let Some(vector) = vector {
             // The guest loses a hint to look at a status that it can read at any time.
             let _ = self.msix.trigger(vector);
-        }
-    }
-
-    /// Reading the ISR status clears it (virtio 1.2, 4.1.4.5.1).
-    fn read_isr(&self, mut function: MutexGuard<'_, Function>, data: &mut [u8]) {
-        if let Some(first) = data.first_mut() {
-            *first = std::mem::take(&mut function.isr);
         }
     }
 

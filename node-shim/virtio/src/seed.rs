@@ -1,4 +1,4 @@
-//! The NoCloud seed: a FAT file system labelled `CIDATA` with the files that cloud-init's `NoCloud` data source reads.
+//! The `NoCloud` seed: a FAT file system labelled `CIDATA` with the files that cloud-init's `NoCloud` data source reads.
 
 use std::io::{self, Cursor, Write};
 
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
     use crate::block::Storage;
 
-    fn seed<'a>(user_data: &'a [u8]) -> Seed<'a> {
+    fn seed(user_data: &[u8]) -> Seed<'_> {
         Seed {
             instance_id: "i-1",
             host_name: "web",

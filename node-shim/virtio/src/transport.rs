@@ -48,7 +48,7 @@ pub struct Doorbell<'a> {
 /// same lock in [`crate::pci::VirtioPci::handle`]. An event that was already taken from epoll may still be delivered afterwards: the
 /// transport ignores it.
 pub trait Activator: Send + Sync {
-    /// The driver set DRIVER_OK. `host` are the device's host descriptors, to be polled edge-triggered; a source's position is the index
+    /// The driver set `DRIVER_OK`. `host` are the device's host descriptors, to be polled edge-triggered; a source's position is the index
     /// of its [`crate::device::Event::Host`]. All descriptors stay open until [`disconnect`](Self::disconnect) has returned.
     ///
     /// # Errors

@@ -165,7 +165,7 @@ pub(super) fn zero(file: &File, offset: u64, length: u64, unmap: bool) -> io::Re
 }
 
 fn write_zeros(file: &File, offset: u64, length: u64) -> io::Result<()> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut done = 0;
     while done < length {
         let step = (length - done).min(ZEROS.len() as u64);

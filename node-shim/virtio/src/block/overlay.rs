@@ -90,7 +90,7 @@ impl OverlayStorage {
         if self.map.run(block, block + 1).0 {
             return Ok(());
         }
-        let mut bytes = [0; BLOCK_BYTES as usize];
+        let mut bytes = [0; map::BLOCK_LENGTH];
         let start = block * BLOCK_BYTES;
         let length = usize::try_from((self.base.len() - start).min(BLOCK_BYTES)).map_err(io::Error::other)?;
         self.base.read_exact_at(&mut bytes[..length], start)?;

@@ -117,9 +117,12 @@ impl Receiver {
             match outcome {
                 Outcome::Moved => {}
                 Outcome::NoFrame => return Ok(()),
-                // A kick comes with the next buffer; one may have come in between.
-                Outcome::NoBuffers if !self.ring.enable_kicks()? => return Ok(()),
-                Outcome::NoBuffers => {}
+                // A kick comes with the next buffer, unless that has come in between.
+                Outcome::NoBuffers => {
+                    if !self.ring.enable_kicks()? {
+                        return Ok(());
+                    }
+                }
             }
         }
         self.ring.kick_self();

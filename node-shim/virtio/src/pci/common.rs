@@ -148,14 +148,16 @@ impl CommonRegisters {
     /// Writes a register other than the status. An access that is not exactly a register, or half of a 64-bit one, is ignored
     /// (virtio 1.2, 4.1.3.1), as is one that comes too late.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
-        match *data {
-            [a, b] => self.write_u16(offset, u16::from_le_bytes([a, b])),
-            [a, b, c, d] => self.write_u32(offset, u32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] if matches!(offset, QUEUE_DESC | QUEUE_DRIVER | QUEUE_DEVICE) => {
-                self.write_u32(offset, u32::from_le_bytes([a, b, c, d]));
-                self.write_u32(offset + 4, u32::from_le_bytes([e, f, g, h]));
-            }
-            _ => {}
+        if let Ok(bytes) = <[u8; 2]>::try_from(data) {
+            self.write_u16(offset, u16::from_le_bytes(bytes));
+        } else if let Ok(bytes) = <[u8; 4]>::try_from(data) {
+            self.write_u32(offset, u32::from_le_bytes(bytes));
+        } else if matches!(offset, QUEUE_DESC | QUEUE_DRIVER | QUEUE_DEVICE)
+            && let Some((low, high)) = data.split_first_chunk()
+            && let Ok(high) = high.try_into()
+        {
+            self.write_u32(offset, u32::from_le_bytes(*low));
+            self.write_u32(offset + 4, u32::from_le_bytes(high));
         }
     }
 
@@ -176,7 +178,7 @@ impl CommonRegisters {
     }
 
     /// The selected queue while its registers may change: not once it is enabled, nor once the device is live. What a live device
-    /// uses was checked at DRIVER_OK; CVE-2026-5747 is what happens otherwise.
+    /// uses was checked at `DRIVER_OK`; CVE-2026-5747 is what happens otherwise.
     fn selected_mut(&mut self) -> Option<&mut QueueRegisters> {
         let live = self.status.contains(Status::DRIVER_OK);
         self.queues

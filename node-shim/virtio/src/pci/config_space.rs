@@ -66,7 +66,7 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// The header: one 32-bit non-prefetchable memory BAR, no INTx, no capability yet.
+    /// The header: one 32-bit non-prefetchable memory BAR, no `INTx`, no capability yet.
     pub fn new(identity: Identity) -> Self {
         let Identity {
             device_type,

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 /// Bytes of a block.
 pub const BLOCK_BYTES: u64 = 4096;
+/// [`BLOCK_BYTES`], for arrays.
+pub const BLOCK_LENGTH: usize = 4096;
 /// Bytes of the header, which is one page of the file.
 pub const HEADER_BYTES: usize = 4096;
 /// Bytes that are written to the file at once.
