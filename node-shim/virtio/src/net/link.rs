@@ -68,3 +68,48 @@ fn check(result: libc::c_int) -> io::Result<()> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Read;
+
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    use super::*;
+
+    /// A tap in a network namespace that ends with this thread.
+    fn tap() -> io::Result<OwnedFd> {
+        // SAFETY: only this test's own thread gets a network namespace of its own; no descriptor is affected.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+        let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+        // SAFETY: all zeros is a valid ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+        // SAFETY: TUNSETIFF reads and writes the ifreq that it is given.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+        Ok(file.into())
+    }
+
+    #[test]
+    fn a_real_tap_takes_the_header_size_and_every_offload() {
+        let descriptor = match tap() {
+            Ok(descriptor) => descriptor,
+            Err(error) => {
+                eprintln!("skipped: making a tap needs CAP_NET_ADMIN and /dev/net/tun: {error}");
+                return;
+            }
+        };
+        let mut tap = Tap::new(descriptor).unwrap();
+        for offloads in [Offloads::all(), Offloads::empty(), Offloads::CHECKSUM | Offloads::TSO6] {
+            tap.configure(offloads).unwrap();
+        }
+        let mut header: libc::c_int = 0;
+        // SAFETY: TUNGETVNETHDRSZ writes one int.
+        check(unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header) }).unwrap();
+        assert_eq!(header, 12);
+        let error = tap.file.read(&mut [0; 64]).unwrap_err();
+        assert!(matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EIO)), "{error}");
+    }
+}
