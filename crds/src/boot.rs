@@ -18,6 +18,8 @@ pub struct Boot {
 /// A Linux kernel, its initrd and its command line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.commandLine) || size(bytes(self.commandLine)) <= 2047")
+    .message("commandLine is longer than the 2047 bytes that Linux reads"))]
 pub struct KernelBoot {
     /// Container image that holds kernel and initrd.
     #[schemars(length(min = 1, max = 512), pattern(r"^\S+$"))]
@@ -39,7 +41,6 @@ pub struct KernelBoot {
     /// Kernel command line, at most 2047 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2047))]
-    #[x_kube(validation = Rule::new("size(bytes(self)) <= 2047").message("commandLine is longer than the 2047 bytes that Linux reads"))]
     #[x_kube(validation = Rule::new("!self.matches('[\\\\x00-\\\\x1f\\\\x7f]')")
         .message("commandLine holds a line break or another control character: write it on one line (in YAML: >- or quotes)"))]
     pub command_line: Option<String>,

@@ -14,6 +14,11 @@ pub const DEFAULT_NETWORK_DATA_KEY: &str = "networkdata";
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    // Rules of the whole, not of the fields: the message of a field's rule repeats the field's value.
+    validation = Rule::new("!has(self.userData) || size(bytes(self.userData)) <= 32768")
+        .message("userData is longer than 32 KiB: put it into a Secret and write userDataSecretRef"),
+    validation = Rule::new("!has(self.networkData) || size(bytes(self.networkData)) <= 32768")
+        .message("networkData is longer than 32 KiB: put it into a Secret and write networkDataSecretRef"),
     validation = Rule::new("!(has(self.userData) && has(self.userDataSecretRef))")
         .message("user data has at most one source: write either userData or userDataSecretRef"),
     validation = Rule::new("!(has(self.networkData) && has(self.networkDataSecretRef))")
@@ -23,8 +28,6 @@ pub struct CloudInit {
     /// User data, at most 32 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 262_144))]
-    #[x_kube(validation = Rule::new("size(bytes(self)) <= 32768")
-        .message("userData is longer than 32 KiB: put it into a Secret and write userDataSecretRef"))]
     pub user_data: Option<String>,
     /// User data from a Secret in the VM's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,8 +35,6 @@ pub struct CloudInit {
     /// Network configuration, at most 32 KiB. Without it the guest asks for an address by DHCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 262_144))]
-    #[x_kube(validation = Rule::new("size(bytes(self)) <= 32768")
-        .message("networkData is longer than 32 KiB: put it into a Secret and write networkDataSecretRef"))]
     pub network_data: Option<String>,
     /// Network configuration from a Secret in the VM's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]

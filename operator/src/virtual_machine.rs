@@ -198,11 +198,14 @@ fn changed_fields(vm: &VirtualMachine, pod: Option<&Pod>) -> Vec<String> {
 
 /// Whether a status written now would be outdated at once.
 fn too_early(decision: Decision, applied: &Applied, observed: &Observed) -> bool {
-    let waits_for_scheduler = observed.state.own().is_some_and(|pod| {
-        let age_seconds = observed.now.as_second() - pod.created.as_second();
-        pod.phase == Phase::Unscheduled { message: None } && age_seconds < SCHEDULER_SECONDS
-    });
+    let waits_for_scheduler =
+        observed.state.own().is_some_and(|pod| pod.phase == Phase::Unscheduled { message: None } && is_young(observed));
     *applied == Applied::Created || (decision == Decision::Keep && waits_for_scheduler)
+}
+
+/// Whether the scheduler cannot be expected to have seen the pod yet.
+fn is_young(observed: &Observed) -> bool {
+    observed.state.own().is_some_and(|pod| observed.now.as_second() - pod.created.as_second() < SCHEDULER_SECONDS)
 }
 
 /// When to look again if no watch says so earlier.
@@ -214,7 +217,7 @@ fn next_look(decision: Decision, applied: &Applied, observed: &Observed) -> Dura
     match decision {
         Decision::Create => Duration::from_secs(1),
         Decision::Keep => match pod.map(|pod| &pod.phase) {
-            Some(Phase::Unscheduled { message: None }) => Duration::from_secs(1),
+            Some(Phase::Unscheduled { message: None }) if is_young(observed) => Duration::from_secs(1),
             Some(Phase::Starting { .. }) => STARTING_PERIOD,
             Some(Phase::Unscheduled { .. } | Phase::Running { .. } | Phase::Ended(_) | Phase::Unknown) | None => RESYNC,
         },

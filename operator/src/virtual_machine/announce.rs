@@ -22,7 +22,8 @@ pub(crate) fn events(old: &VirtualMachineStatus, new: &VirtualMachineStatus, ver
         let message = last.message.clone().unwrap_or_default();
         let off = last.reason == "PoweredOff";
         let (type_, reason) = if off { (EventType::Normal, "PoweredOff") } else { (EventType::Warning, "Crashed") };
-        events.push(event(type_, reason, "Run", format!("{}: {message}", last.reason)));
+        // The recorder joins events of one reason and action into a series, and keeps the first note only.
+        events.push(event(type_, reason, &last.reason, format!("{}: {message}", last.reason)));
     }
     match verdict {
         Verdict::Done(Decision::Stop(StopCause::Halted), Applied::Deleted) => {

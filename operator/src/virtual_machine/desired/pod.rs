@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crds::VirtualMachine;
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, HTTPGetAction,
@@ -10,7 +9,7 @@ use k8s_openapi::{
         ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext,
         TCPSocketAction, Volume, VolumeMount, VolumeProjection,
     },
-    apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::OwnerReference, util::intstr::IntOrString},
 };
 use kube::{Resource, api::ObjectMeta};
 use node_shim_protocol::{VmConfig, overhead::overhead_bytes, paths};
@@ -63,12 +62,18 @@ pub(crate) fn pod(vm: &ValidatedVm, shim_image: &str) -> Result<Pod, Error> {
             namespace: Some(vm.namespace.clone()),
             labels: Some(labels(vm)),
             annotations: Some(annotations(vm, &config)?),
-            owner_references: Some(VirtualMachine::controller_owner_ref(&vm.source, &()).into_iter().collect()),
+            owner_references: Some(owner(vm).into_iter().collect()),
             ..ObjectMeta::default()
         },
         spec: Some(pod_spec(vm, &config, shim_image)),
         status: None,
     })
+}
+
+/// The VM owns its pod, so that the pod is deleted after it; a foreground deletion of the VM waits until the guest is off.
+fn owner(vm: &ValidatedVm) -> Option<OwnerReference> {
+    let owner = vm.source.controller_owner_ref(&())?;
+    Some(OwnerReference { block_owner_deletion: Some(true), ..owner })
 }
 
 fn labels(vm: &ValidatedVm) -> BTreeMap<String, String> {
