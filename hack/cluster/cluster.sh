@@ -9,14 +9,14 @@ cluster_inputs() { # what a running cluster was made from: when this changes, it
 }
 
 start_cluster() { # start_cluster native|emulated: all that is not running; needs collect_archives
-  local kvm=$1 inputs kernel disk
+  local kvm=$1 inputs kernel='' disk=''
   started_nodes=
   inputs=$(cluster_inputs "$kvm" | sha256sum | cut -c1-16)
   if [ -e "$state/inputs" ] && [ "$(cat "$state/inputs")" != "$inputs" ]; then
     step "this cluster was made by other versions: removing it"
     remove_cluster
   fi
-  if [ "$kvm" = emulated ]; then
+  if [ "$kvm" = emulated ] && ! process_pid "$kvm_node" >/dev/null; then
     kernel=$("$hack/guest/kernel")
     disk=$(emulated_disk "$kernel" "${base_archives[@]}" "${guest_archives[@]}" -- "${own_archives[@]}")
   fi

@@ -18,7 +18,7 @@ emulated_disk() { # emulated_disk KERNEL BASE_ARCHIVE... -- OWN_ARCHIVE...: prin
   flock 8
   find "$cache/emulated" -maxdepth 1 -type d -name '.new-*' -exec rm -rf --one-file-system {} + # of runs that were killed
   base=$cache/emulated/base-$(emulated_inputs "$kernel" "${base_images[@]}" | digest_of)
-  directory=$cache/emulated/disk-$({ echo "$base" && sha256sum "$@" | cut -d' ' -f1; } | digest_of)
+  directory=$cache/emulated/disk-$({ echo "$base" && digests "$@"; } | digest_of)
   if [ ! -e "$directory/disk.img" ]; then
     [ -e "$base/disk.img" ] || make_base_disk "$base" "$kernel" "${base_images[@]}"
     make_disk "$directory" "$base" "$@"
@@ -34,7 +34,12 @@ emulated_inputs() { # what the base disk's content depends on
   shift
   echo "$kernel" $emulated_disk_size "${emulated_packages[@]}"
   cat "$components"/.{kubernetes,containerd,runc,cni} "$hack"/cluster/emulated-{root,disk}.sh
-  sha256sum "$@" | cut -d' ' -f1
+  digests "$@"
+}
+
+digests() { # digests ARCHIVE...
+  local archive
+  for archive; do archive_digest "$archive"; done
 }
 
 make_base_disk() { # make_base_disk DIRECTORY KERNEL ARCHIVE...: with the images that change rarely

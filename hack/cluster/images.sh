@@ -24,6 +24,19 @@ collect_archives() {
   [ ${#base_archives[@]} = 3 ] || die "$directory must hold pause.tar, tools.tar and coredns.tar, and holds: $(ls "$directory")"
 }
 
+# An archive may have close to a gigabyte: its digest is kept until its size, time or inode changes.
+archive_digest() { # archive_digest ARCHIVE
+  local kept
+  kept=$cache/digests/$(stat --dereference --format '%d-%i-%s-%Y-%Z' "$1")
+  if [ ! -s "$kept" ]; then
+    mkdir -p "$cache/digests"
+    find "$cache/digests" -type f -mtime +7 -delete
+    sha256sum <"$1" | cut -d' ' -f1 >"$kept.$$"
+    mv "$kept.$$" "$kept"
+  fi
+  cat "$kept"
+}
+
 node_exec() { # node_exec NODE COMMAND...: its output and exit code; its standard input is ours
   if [ "$(cat "$(node_directory "$1")/kind" 2>/dev/null)" = emulated ]; then
     (emulated_exec "$@")
@@ -39,7 +52,7 @@ send_archives() { # send_archives NODE ARCHIVE...: imports those of which the no
   records=$(node_exec "$node" sh -c 'cd /var/lib/containerd/imported 2>/dev/null && grep -H . *.tar || true' </dev/null)
   for archive; do
     name=$(basename "$archive")
-    digest=$(sha256sum <"$archive" | cut -d' ' -f1)
+    digest=$(archive_digest "$archive")
     ! grep -qxF "$name:$digest" <<<"$records" || continue
     step "importing $name into $node" >&2
     # shellcheck disable=SC2016 # expanded on the node
@@ -55,13 +68,14 @@ send_archives() { # send_archives NODE ARCHIVE...: imports those of which the no
 
 # Into nodes that ran already when an image was built anew. A node that was started just now has them all.
 update_images() { # sets updated_images to the names of those that some node had not
-  local node
+  local node sent
   local -a archives
   updated_images=()
   for node in "$native_node" "$kvm_node"; do
     [[ " $started_nodes " != *" $node "* ]] || continue
     archives=("${base_archives[@]}" "${own_archives[@]}")
     [ "$node" = "$native_node" ] || archives+=("${guest_archives[@]}")
-    mapfile -t -O ${#updated_images[@]} updated_images < <(send_archives "$node" "${archives[@]}")
+    sent=$(send_archives "$node" "${archives[@]}")
+    mapfile -t -O ${#updated_images[@]} updated_images < <(printf '%s' "${sent:+$sent$'\n'}")
   done
 }

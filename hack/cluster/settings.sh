@@ -5,6 +5,7 @@
 #   10.89.0.1          control plane, on the bridge that joins the nodes
 #   10.89.0.11, .12    nodes; node N has pods in 10.244.N.0/24
 #   10.96.0.0/16       Services; .1 is the API server, .10 is DNS
+shopt -s inherit_errexit # a failure in $(...) is a failure
 hack=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${TANDEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/tandem}
 components=$cache/components

@@ -12,7 +12,7 @@ install_tandem() {
       --wait --timeout 5m >"$logs/helm-$release.log" 2>&1 || {
       cat "$logs/helm-$release.log" >&2
       kubectl -n $tandem_namespace get pods -o wide >&2
-      kubectl -n $tandem_namespace get events --sort-by .lastTimestamp >&2 | tail -n 20
+      kubectl -n $tandem_namespace get events --sort-by .lastTimestamp | tail -n 20 >&2
       die "chart $release does not become ready; look at: kubectl -n $tandem_namespace describe pod"
     }
   done
@@ -46,7 +46,7 @@ apply_examples() { # and waits for the VM, telling how far it is
   local last='' now progress
   step "applying examples/"
   kubectl apply -f "$hack/../examples/" | sed 's/^/           /'
-  kubectl wait --for=condition=Ready --timeout 15m -f "$hack/../examples/" --all vm >"$logs/wait.log" 2>&1 &
+  kubectl wait --for=condition=Ready --timeout 15m vm --all >"$logs/wait.log" 2>&1 &
   progress=$!
   while kill -0 $progress 2>/dev/null; do
     now=$(vm_progress) || now=$last
@@ -56,7 +56,9 @@ apply_examples() { # and waits for the VM, telling how far it is
     fi
     sleep 1
   done
-  wait $progress || die "not everything in examples/ is Ready; look at: kubectl describe vm,pod"
+  wait $progress || die "the VM is not Ready; look at: kubectl describe vm,pod"
+  kubectl wait --for=condition=Ready --timeout 2m pod/web pod/client >"$logs/wait.log" 2>&1 ||
+    die "the pods of examples/ are not Ready; look at: kubectl describe pod"
 }
 
 vm_progress() { # one line about each VM: where it is, and the latest line of its console
