@@ -10,6 +10,8 @@ use std::time::Duration;
 use node_shim_protocol::VmConfig;
 use node_shim_protocol::config::{self as protocol, Binding, CloudInit, DiskSource, GuestNetwork};
 
+use node_shim_virtio::net::MacAddress;
+
 use crate::layout;
 
 /// Largest configuration file in bytes: two inline cloud-init texts of 512 KiB, escaped, and the rest.
@@ -124,41 +126,14 @@ pub(crate) struct Interface {
     pub(crate) binding: Binding,
 }
 
-/// An Ethernet address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct MacAddress(pub(crate) [u8; 6]);
-
-impl std::fmt::Display for MacAddress {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [a, b, c, d, e, f] = self.0;
-        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
-    }
+/// A unicast address; `None` for what is no address or a group's (bit 0 of the first byte).
+fn unicast(text: &str) -> Option<MacAddress> {
+    text.parse::<MacAddress>().ok().filter(|mac| mac.0[0] & 1 == 0)
 }
 
-impl MacAddress {
-    /// Parses `xx:xx:xx:xx:xx:xx`.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts.next()?;
-            if part.len() != 2 || !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-                return None;
-            }
-            *byte = u8::from_str_radix(part, 16).ok()?;
-        }
-        parts.next().is_none().then_some(Self(bytes))
-    }
-
-    /// Bit 0 of the first byte: a group address.
-    const fn is_multicast(self) -> bool {
-        self.0[0] & 1 != 0
-    }
-
-    /// Bit 1 of the first byte: not from a manufacturer's range.
-    const fn is_local(self) -> bool {
-        self.0[0] & 2 != 0
-    }
+/// Bit 1 of the first byte: not from a manufacturer's range.
+const fn is_local(mac: MacAddress) -> bool {
+    mac.0[0] & 2 != 0
 }
 
 /// Reads and checks a configuration file.
@@ -352,13 +327,13 @@ fn check_interfaces(interfaces: Vec<protocol::Interface>) -> Result<Vec<Interfac
         let protocol::Interface { name, mac, binding } = interface;
         check_name(&format!("interfaces[{index}].name"), &name, &mut names)?;
         let field = format!("interfaces[{index}].mac");
-        let Some(mac) = MacAddress::parse(&mac).filter(|mac| !mac.is_multicast() && mac.is_local()) else {
+        let Some(mac) = unicast(&mac).filter(|mac| is_local(*mac)) else {
             return refuse(
                 field,
                 "write a locally administered unicast address such as 02:00:00:00:00:01",
             );
         };
-        if !macs.insert(mac) {
+        if !macs.insert(mac.0) {
             return refuse(field, "another interface has the same; write one address for each");
         }
         if let Binding::Tap { device, network } = &binding {
@@ -397,7 +372,7 @@ pub(crate) fn check_network(field: &str, network: &GuestNetwork) -> Result<(), C
             "write another address of the guest's own subnet",
         );
     }
-    if MacAddress::parse(&network.gateway_mac).is_none_or(MacAddress::is_multicast) {
+    if unicast(&network.gateway_mac).is_none() {
         return refuse(
             format!("{field}.gatewayMac"),
             "write a unicast address such as 02:00:00:00:00:02",

@@ -18,13 +18,17 @@ use std::sync::Arc;
 use node_shim_protocol::ExitReason;
 use node_shim_protocol::agent::InterfaceRequest;
 use node_shim_protocol::config::Binding;
+use node_shim_virtio::net::Net;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::agent::{self, AgentError, Link};
 use crate::boot::{BootError, BootSource};
 use crate::config::{self, CheckedConfig, ConfigError};
 use crate::console::Output;
-use crate::devices::{self, CloudInitError, DiskError, Network, NetworkError};
+use crate::devices::disk::DiskError;
+use crate::devices::network::NetworkError;
+use crate::devices::seed::CloudInitError;
+use crate::devices::{self, disk, network, seed};
 use crate::event_loop::{self, Ending, RunError};
 use crate::kvm::{Host, KvmError};
 use crate::machine::{MachineError, Platform};
@@ -134,10 +138,11 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
 
     let config = config::load(&options.config).map_err(VmmError::Config)?;
     let boot = BootSource::open(&config.boot).map_err(VmmError::Boot)?;
-    let disks = devices::open_disks(&config).map_err(VmmError::Disk)?;
-    let seed = devices::seed(&config).map_err(VmmError::CloudInit)?;
+    let disks = disk::open_all(&config).map_err(VmmError::Disk)?;
+    let seed = config.cloud_init.as_ref().map(seed::disk).transpose();
+    let seed = seed.map_err(VmmError::CloudInit)?;
 
-    let HostResources { host, networks, agent } = host_resources(&config, options.agent.as_deref(), &signals)?;
+    let HostResources { host, nets, agent } = host_resources(&config, options.agent.as_deref(), &signals)?;
     if usize::from(config.vcpus) > host.vcpus_max() {
         return Err(VmmError::Vcpus {
             wanted: config.vcpus,
@@ -150,7 +155,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
     let mailbox = Arc::new(Mailbox::new().map_err(host_error("create an eventfd"))?);
-    let devices = devices::all(disks, seed, networks).map_err(VmmError::Network)?;
+    let devices = devices::all(disks, seed, nets);
     let functions = devices::connect(devices, &memory, &vm, &poll, &mailbox)
         .map_err(host_error("create the eventfds of a device"))?;
     let pci = Arc::new(PciBus::new(functions).map_err(VmmError::Slots)?);
@@ -185,7 +190,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
 /// What only the host can give.
 struct HostResources {
     host: Host,
-    networks: Vec<Network>,
+    nets: Vec<Net>,
     agent: Option<Link>,
 }
 
@@ -207,18 +212,18 @@ fn host_resources(
         if let Some(interface) = masqueraded.first() {
             return Err(VmmError::NoAgent(interface.name.clone()));
         }
-        let networks = devices::networks(config, Vec::new()).map_err(VmmError::Network)?;
+        let nets = network::open_all(config, Vec::new()).map_err(VmmError::Network)?;
         let host = Host::open().map_err(VmmError::Kvm)?;
         return Ok(HostResources {
             host,
-            networks,
+            nets,
             agent: None,
         });
     };
     let grant = agent::negotiate(socket, &masqueraded, signals).map_err(VmmError::Agent)?;
     Ok(HostResources {
         host: Host::from_descriptor(grant.kvm).map_err(VmmError::Kvm)?,
-        networks: devices::networks(config, grant.interfaces).map_err(VmmError::Network)?,
+        nets: network::open_all(config, grant.interfaces).map_err(VmmError::Network)?,
         agent: Some(grant.link),
     })
 }

@@ -1,0 +1,196 @@
+//! Network interfaces: a tap for each, and what its guest is told.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use node_shim_protocol::agent::InterfaceGrant;
+use node_shim_protocol::config::{Binding, GuestNetwork};
+use node_shim_virtio::net::{GuestIdentity, Net, Tap};
+
+use crate::config::{CheckedConfig, Interface};
+
+/// Longest resolv.conf that is read.
+const RESOLV_CONF_MAX_BYTES: u64 = 16 * 1024;
+/// What resolvers use (`MAXNS` of resolv.h).
+const NAME_SERVERS_MAX: usize = 3;
+/// As many as Kubernetes writes at most.
+const SEARCH_MAX: usize = 32;
+
+/// Why an interface cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    /// The named tap cannot be opened.
+    #[error(
+        "interface `{interface}`: failed to attach to the tap `{device}`: {source}; make it beforehand, for this user"
+    )]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The tap.
+        device: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The tap is not one that works.
+    #[error("interface `{interface}`: {source}")]
+    Tap {
+        /// The interface.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The agent granted less than it was asked for.
+    #[error("interface `{interface}`: the node agent gave no tap for it")]
+    NotGranted {
+        /// The interface.
+        interface: String,
+    },
+}
+
+/// Makes every interface, in the guest's order. `granted` are the agent's, in the order of the masquerade interfaces.
+pub(crate) fn open_all(
+    config: &CheckedConfig,
+    granted: Vec<(InterfaceGrant, OwnedFd)>,
+) -> Result<Vec<Net>, NetworkError> {
+    let resolver = Resolver::of_this_machine();
+    let mut granted = granted.into_iter();
+    let mut nets = Vec::with_capacity(config.interfaces.len());
+    for (index, interface) in config.interfaces.iter().enumerate() {
+        let (network, descriptor) = match &interface.binding {
+            Binding::Masquerade => {
+                let (grant, descriptor) = granted.next().ok_or_else(|| NetworkError::NotGranted {
+                    interface: interface.name.clone(),
+                })?;
+                (grant.network, descriptor)
+            }
+            Binding::Tap { device, network } => {
+                let descriptor = attach(device).map_err(|source| NetworkError::Attach {
+                    interface: interface.name.clone(),
+                    device: device.clone(),
+                    source,
+                })?;
+                (network.clone(), descriptor)
+            }
+        };
+        nets.push(open(config, index, interface, &network, descriptor, &resolver)?);
+    }
+    Ok(nets)
+}
+
+fn open(
+    config: &CheckedConfig,
+    index: usize,
+    interface: &Interface,
+    network: &GuestNetwork,
+    descriptor: OwnedFd,
+    resolver: &Resolver,
+) -> Result<Net, NetworkError> {
+    let tap_error = |source| NetworkError::Tap {
+        interface: interface.name.clone(),
+        source,
+    };
+    let host_name = config
+        .cloud_init
+        .as_ref()
+        .map_or(&config.name, |cloud_init| &cloud_init.hostname);
+    let identity = GuestIdentity::new(
+        interface.mac,
+        network,
+        resolver.name_servers.clone(),
+        resolver.search.clone(),
+        host_name.clone(),
+    )
+    .map_err(|error| tap_error(io::Error::other(error)))?;
+    let tap = Tap::new(descriptor).map_err(tap_error)?;
+    Ok(Net::new(format!("net{index}"), Box::new(tap), identity))
+}
+
+/// Attaches to a tap by its name.
+fn attach(device: &str) -> io::Result<OwnedFd> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: all zeros is a valid value of this plain C structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(device.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file.into())
+}
+
+/// The name servers and search domains that the guest is given: this machine's, which in a pod are the pod's.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Resolver {
+    name_servers: Vec<Ipv4Addr>,
+    search: Vec<String>,
+}
+
+impl Resolver {
+    fn of_this_machine() -> Self {
+        let mut text = String::new();
+        let file = File::open("/etc/resolv.conf");
+        match file.and_then(|file| file.take(RESOLV_CONF_MAX_BYTES).read_to_string(&mut text)) {
+            Ok(_) => Self::parse(&text),
+            Err(_) => Self::default(),
+        }
+    }
+
+    /// resolv.conf(5): the last `search` or `domain` line counts. A loopback server is not the guest's to reach.
+    fn parse(text: &str) -> Self {
+        let mut resolver = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_ascii_whitespace();
+            match words.next() {
+                Some("nameserver") => {
+                    let server = words.next().and_then(|word| word.parse::<Ipv4Addr>().ok());
+                    resolver
+                        .name_servers
+                        .extend(server.filter(|server| !server.is_loopback()));
+                }
+                Some("search" | "domain") => {
+                    resolver.search = words
+                        .take(SEARCH_MAX)
+                        .map(|word| word.trim_end_matches('.').to_owned())
+                        .collect();
+                    resolver.search.retain(|domain| (1..=253).contains(&domain.len()));
+                }
+                _ => {}
+            }
+        }
+        resolver.name_servers.truncate(NAME_SERVERS_MAX);
+        resolver
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_is_read_as_resolvers_read_it() {
+        let text = "# comment\ndomain old.test\nsearch a.svc.cluster.local svc.cluster.local. \nnameserver 10.96.0.10\n\
+                    nameserver ::1\nnameserver 127.0.0.53\noptions ndots:5\nnameserver\n";
+        let resolver = Resolver::parse(text);
+        assert_eq!(resolver.name_servers, [Ipv4Addr::new(10, 96, 0, 10)]);
+        assert_eq!(resolver.search, ["a.svc.cluster.local", "svc.cluster.local"]);
+        assert_eq!(Resolver::parse(""), Resolver::default());
+    }
+
+    #[test]
+    fn lists_are_bounded() {
+        let servers = "nameserver 10.0.0.1\n".repeat(100);
+        let search = format!("search {}\n", "a ".repeat(100));
+        let resolver = Resolver::parse(&(servers + &search));
+        assert_eq!(
+            (resolver.name_servers.len(), resolver.search.len()),
+            (NAME_SERVERS_MAX, SEARCH_MAX)
+        );
+    }
+}
