@@ -145,7 +145,9 @@ pub struct Claim {
 
 /// Sets one condition. `lastTransitionTime` changes only when `status` does, so that the same claim set again changes nothing.
 pub fn set_condition(conditions: &mut Vec<Condition>, claim: &Claim, generation: Option<i64>, now: Timestamp) {
-    let old = conditions.iter().position(|condition| condition.type_ == claim.condition.as_str());
+    let old = conditions
+        .iter()
+        .position(|condition| condition.type_ == claim.condition.as_str());
     let last_transition_time = old
         .map(|index| &conditions[index])
         .filter(|condition| condition.status == claim.status.as_str())
@@ -166,7 +168,9 @@ pub fn set_condition(conditions: &mut Vec<Condition>, claim: &Claim, generation:
 
 /// The condition of one type.
 pub fn find(conditions: &[Condition], condition_type: ConditionType) -> Option<&Condition> {
-    conditions.iter().find(|condition| condition.type_ == condition_type.as_str())
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == condition_type.as_str())
 }
 
 /// The longest beginning of `text` that has at most `max_bytes` bytes.
@@ -183,7 +187,12 @@ mod tests {
     }
 
     fn claim(status: ConditionStatus, message: &str) -> Claim {
-        Claim { condition: ConditionType::Ready, status, reason: Reason::Starting, message: message.to_owned() }
+        Claim {
+            condition: ConditionType::Ready,
+            status,
+            reason: Reason::Starting,
+            message: message.to_owned(),
+        }
     }
 
     #[test]
@@ -193,7 +202,10 @@ mod tests {
         set_condition(&mut conditions, &claim(ConditionStatus::False, "b"), Some(2), at(2));
         assert_eq!(conditions.len(), 1);
         assert_eq!(conditions[0].last_transition_time, Time(at(1)));
-        assert_eq!((conditions[0].message.as_str(), conditions[0].observed_generation), ("b", Some(2)));
+        assert_eq!(
+            (conditions[0].message.as_str(), conditions[0].observed_generation),
+            ("b", Some(2))
+        );
         set_condition(&mut conditions, &claim(ConditionStatus::True, "b"), Some(2), at(3));
         assert_eq!(conditions[0].last_transition_time, Time(at(3)));
     }
@@ -210,7 +222,12 @@ mod tests {
     #[test]
     fn a_long_message_is_cut_at_a_character() {
         let mut conditions = Vec::new();
-        set_condition(&mut conditions, &claim(ConditionStatus::True, &"ü".repeat(MAX_MESSAGE_BYTES)), Some(1), at(1));
+        set_condition(
+            &mut conditions,
+            &claim(ConditionStatus::True, &"ü".repeat(MAX_MESSAGE_BYTES)),
+            Some(1),
+            at(1),
+        );
         assert_eq!(conditions[0].message.len(), MAX_MESSAGE_BYTES);
     }
 }

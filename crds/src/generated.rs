@@ -12,14 +12,21 @@ pub fn files() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error> 
     Ok(vec![
         ("virtualmachines.yaml", virtual_machines.clone()),
         ("reference.md", reference::markdown()),
-        ("../charts/tandem-crds/templates/virtualmachines.yaml", chart_template(&virtual_machines)),
+        (
+            "../charts/tandem-crds/templates/virtualmachines.yaml",
+            chart_template(&virtual_machines),
+        ),
     ])
 }
 
 /// The CRD as a chart's template: Helm keeps it, and so every VM, when the chart is uninstalled.
 fn chart_template(yaml: &str) -> String {
     // Helm would read {{ in a description as its own; none has it, and the test below makes sure.
-    yaml.replacen("metadata:\n", "metadata:\n  annotations:\n    helm.sh/resource-policy: keep\n", 1)
+    yaml.replacen(
+        "metadata:\n",
+        "metadata:\n  annotations:\n    helm.sh/resource-policy: keep\n",
+        1,
+    )
 }
 
 #[cfg(test)]
@@ -31,7 +38,10 @@ mod tests {
         for (path, contents) in files().expect("YAML") {
             let full = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
             let stored = std::fs::read_to_string(&full).unwrap_or_default();
-            assert!(stored == contents, "{path} is stale: run `cargo run -p crds --bin crdgen`");
+            assert!(
+                stored == contents,
+                "{path} is stale: run `cargo run -p crds --bin crdgen`"
+            );
         }
     }
 

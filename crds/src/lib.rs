@@ -29,8 +29,8 @@ pub mod virtual_machine;
 
 pub use quantity::Quantity;
 pub use run_policy::RunPolicy;
-pub use virtual_machine::{VirtualMachine, VirtualMachineSpec};
 pub use status::VirtualMachineStatus;
+pub use virtual_machine::{VirtualMachine, VirtualMachineSpec};
 
 /// API group of every kind.
 pub const GROUP: &str = "tandem.dev";

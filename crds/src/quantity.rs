@@ -33,7 +33,10 @@ impl Quantity {
         if self.0.is_empty() || self.0.len() > MAX_LENGTH {
             return Err(QuantityError::Malformed);
         }
-        let digits_end = self.0.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(self.0.len());
+        let digits_end = self
+            .0
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(self.0.len());
         let (number, suffix) = self.0.split_at(digits_end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
@@ -63,7 +66,9 @@ fn scale(suffix: &str) -> Option<(u128, u128)> {
         "Ei" => 1 << 60,
         _ => {
             let exponent: i32 = suffix.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let power = 10_u128.checked_pow(exponent.unsigned_abs()).filter(|_| exponent.abs() <= 18)?;
+            let power = 10_u128
+                .checked_pow(exponent.unsigned_abs())
+                .filter(|_| exponent.abs() <= 18)?;
             return Some(if exponent < 0 { (1, power) } else { (power, 1) });
         }
     };
@@ -72,10 +77,14 @@ fn scale(suffix: &str) -> Option<(u128, u128)> {
 
 fn scaled(whole: &str, fraction: &str, multiplier: u128, divisor: u128) -> Option<u64> {
     let fraction = fraction.trim_end_matches('0');
-    let denominator = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?.checked_mul(divisor)?;
+    let denominator = 10_u128
+        .checked_pow(u32::try_from(fraction.len()).ok()?)?
+        .checked_mul(divisor)?;
     let digits: u128 = format!("0{whole}{fraction}").parse().ok()?;
     let numerator = digits.checked_mul(multiplier)?;
-    let bytes = numerator.checked_div(denominator).filter(|_| numerator % denominator == 0)?;
+    let bytes = numerator
+        .checked_div(denominator)
+        .filter(|_| numerator % denominator == 0)?;
     u64::try_from(bytes).ok().filter(|bytes| i64::try_from(*bytes).is_ok())
 }
 

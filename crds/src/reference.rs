@@ -13,7 +13,10 @@ use crate::{
 pub fn markdown() -> String {
     let crd = manifest::virtual_machines();
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    let mut out = format!("<!-- {} -->\n\n# VirtualMachine `tandem.dev/v1alpha1`\n\n", manifest::GENERATED);
+    let mut out = format!(
+        "<!-- {} -->\n\n# VirtualMachine `tandem.dev/v1alpha1`\n\n",
+        manifest::GENERATED
+    );
     for part in ["spec", "status"] {
         let _ = writeln!(out, "## {part}\n\n| field | type | meaning |\n|---|---|---|");
         fields(&mut out, "", &schema["properties"][part]);
@@ -32,13 +35,23 @@ pub fn markdown() -> String {
 
 /// Rows of every field of an object schema, required fields first.
 fn fields(out: &mut String, prefix: &str, schema: &Value) {
-    let Some(properties) = schema["properties"].as_object() else { return };
-    let required = |name: &str| schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == name));
+    let Some(properties) = schema["properties"].as_object() else {
+        return;
+    };
+    let required = |name: &str| {
+        schema["required"]
+            .as_array()
+            .is_some_and(|names| names.iter().any(|n| n == name))
+    };
     let (first, rest): (Vec<_>, Vec<_>) = properties.iter().partition(|(name, _)| required(name));
     for (name, field) in first.into_iter().chain(rest) {
         let path = format!("{prefix}{name}");
         let mark = if required(name) { ", required" } else { "" };
-        let text = field["description"].as_str().unwrap_or("").replace('\n', " ").replace('|', "\\|");
+        let text = field["description"]
+            .as_str()
+            .unwrap_or("")
+            .replace('\n', " ")
+            .replace('|', "\\|");
         let rules = rules(field);
         let _ = writeln!(out, "| `{path}` | {}{mark} | {text}{rules} |", type_name(field));
         let embedded = ["affinity", "tolerations", "topologySpreadConstraints", "conditions"].contains(&path.as_str());
@@ -51,7 +64,10 @@ fn fields(out: &mut String, prefix: &str, schema: &Value) {
 
 fn rules(field: &Value) -> String {
     let own = field["x-kubernetes-validations"].as_array().into_iter().flatten();
-    let items = field["items"]["x-kubernetes-validations"].as_array().into_iter().flatten();
+    let items = field["items"]["x-kubernetes-validations"]
+        .as_array()
+        .into_iter()
+        .flatten();
     let messages = own.chain(items).filter_map(|rule| rule["message"].as_str());
     messages.fold(String::new(), |mut all, message| {
         let _ = write!(all, "<br>Else: *{}*", message.replace('|', "\\|"));
@@ -61,7 +77,11 @@ fn rules(field: &Value) -> String {
 
 fn type_name(field: &Value) -> String {
     if let Some(values) = field["enum"].as_array() {
-        return values.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" \\| ");
+        return values
+            .iter()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+            .join(" \\| ");
     }
     let name = field["type"].as_str().unwrap_or("integer or string");
     let bounds = match (field["minimum"].as_f64(), field["maximum"].as_f64()) {

@@ -131,6 +131,10 @@ impl VirtualMachineSpec {
 
     /// The grace period in seconds, or its default.
     pub fn termination_grace_period_seconds(&self) -> i64 {
-        self.termination_grace_period_seconds.unwrap_or(DEFAULT_TERMINATION_GRACE_PERIOD_SECONDS)
+        self.termination_grace_period_seconds
+            .unwrap_or(DEFAULT_TERMINATION_GRACE_PERIOD_SECONDS)
     }
 }
+
+#[cfg(test)]
+mod tests;

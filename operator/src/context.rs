@@ -37,14 +37,29 @@ pub(crate) struct Settings {
 }
 
 impl Context {
-    pub(crate) fn new(client: Client, settings: Settings, pods: Store<Pod>, recorder: Recorder, metrics: Metrics) -> Self {
-        Self { client, settings, pods, recorder, metrics, failures: Mutex::default() }
+    pub(crate) fn new(
+        client: Client,
+        settings: Settings,
+        pods: Store<Pod>,
+        recorder: Recorder,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            client,
+            settings,
+            pods,
+            recorder,
+            metrics,
+            failures: Mutex::default(),
+        }
     }
 
     /// Delay before the next try of an object that has failed once more: 1 s, doubling to five minutes.
     pub(crate) fn next_failure_delay(&self, object: &impl Resource) -> Duration {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(object.meta().uid.clone().unwrap_or_default()).or_insert(0);
+        let count = failures
+            .entry(object.meta().uid.clone().unwrap_or_default())
+            .or_insert(0);
         let delay = Duration::from_secs(1_u64 << (*count).min(9)).min(MAX_FAILURE_DELAY);
         *count = count.saturating_add(1);
         delay

@@ -31,7 +31,10 @@ use crate::{
 /// The VM that a pod is named after. It is told of its pod's end also when the pod belonged to its predecessor of the same name.
 fn vm_of(pod: &Pod) -> Option<ObjectRef<Guarded>> {
     let namespace = pod.metadata.namespace.as_deref()?;
-    pod.metadata.name.as_deref().map(|name| ObjectRef::new(name).within(namespace))
+    pod.metadata
+        .name
+        .as_deref()
+        .map(|name| ObjectRef::new(name).within(namespace))
 }
 
 /// Runs the controller until `stopped` says so; what is under way is finished first.
@@ -42,9 +45,9 @@ pub(crate) async fn run(
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let vms: Api<Guarded> = Api::all(client.clone());
-    vms.list(&ListParams::default().limit(1))
-        .await
-        .context("failed to list VirtualMachines: is the chart tandem-crds installed, and may the operator list them?")?;
+    vms.list(&ListParams::default().limit(1)).await.context(
+        "failed to list VirtualMachines: is the chart tandem-crds installed, and may the operator list them?",
+    )?;
     let pods: Api<Pod> = Api::all(client.clone());
     let selector = format!("{VM_LABEL},{}={}", MANAGED_BY_LABEL.0, MANAGED_BY_LABEL.1);
     let (pod_store, pod_writer) = reflector::store();
@@ -61,10 +64,15 @@ pub(crate) async fn run(
         });
     let vm_store = controller.store();
     let _ = health.vms.set(vm_store.clone());
-    let reporter = Reporter { controller: "tandem-operator".to_owned(), instance: arguments.identity.clone() };
+    let reporter = Reporter {
+        controller: "tandem-operator".to_owned(),
+        instance: arguments.identity.clone(),
+    };
     let context = Arc::new(Context::new(
         client.clone(),
-        Settings { shim_image: arguments.shim_image.clone() },
+        Settings {
+            shim_image: arguments.shim_image.clone(),
+        },
         pod_store,
         Recorder::new(client, reporter),
         health.metrics.clone(),
@@ -76,6 +84,9 @@ pub(crate) async fn run(
             tracing::info!("every VirtualMachine is known");
         }
     });
-    controller.run(reconcile, error_policy, context).for_each(|_| ready(())).await;
+    controller
+        .run(reconcile, error_policy, context)
+        .for_each(|_| ready(()))
+        .await;
     Ok(())
 }

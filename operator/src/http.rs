@@ -59,7 +59,11 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     let mut counts = BTreeMap::new();
     for vm in health.vms.get().map(Store::state).unwrap_or_default() {
         let word = match &vm.0 {
-            Ok(vm) => vm.status.as_ref().and_then(|status| status.status.clone()).unwrap_or_else(|| "New".to_owned()),
+            Ok(vm) => vm
+                .status
+                .as_ref()
+                .and_then(|status| status.status.clone())
+                .unwrap_or_else(|| "New".to_owned()),
             Err(_) => "Invalid".to_owned(),
         };
         *counts.entry(word).or_insert(0) += 1;
@@ -70,8 +74,10 @@ async fn metrics(State(health): State<Health>) -> impl IntoResponse {
             let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             (StatusCode::OK, [(header::CONTENT_TYPE, content_type)], text)
         }
-        Err(error) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain")], error.to_string())
-        }
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            [(header::CONTENT_TYPE, "text/plain")],
+            error.to_string(),
+        ),
     }
 }

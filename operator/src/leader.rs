@@ -17,7 +17,11 @@ const GRACE_SECONDS: u64 = 5;
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error("failed to set up the lease {namespace}/{name}")]
-    Setup { namespace: String, name: String, source: LeaseManagerError },
+    Setup {
+        namespace: String,
+        name: String,
+        source: LeaseManagerError,
+    },
     #[error("the lease cannot be watched any more")]
     Watch,
 }
@@ -43,7 +47,11 @@ pub(crate) async fn acquire(
         // The pod's name alone would let a restarted container take its predecessor for itself, which is right: it has gone.
         builder = builder.with_identity(identity);
     }
-    let setup = |source| Error::Setup { namespace: namespace.to_owned(), name: name.to_owned(), source };
+    let setup = |source| Error::Setup {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        source,
+    };
     let manager = builder.build().await.map_err(setup)?;
     let (mut state, task) = manager.watch().await;
     state.wait_for(|leads| *leads).await.map_err(|_| Error::Watch)?;

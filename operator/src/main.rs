@@ -49,12 +49,24 @@ async fn run(arguments: &Arguments, stopped: watch::Receiver<bool>) -> anyhow::R
     let client = Client::try_default()
         .await
         .context("failed to find a cluster: set KUBECONFIG, or run in a pod with a service account")?;
-    let health = Health { metrics: Metrics::new(), ready: Arc::new(AtomicBool::new(false)), vms: Arc::default() };
-    let server = tokio::spawn(http::serve(arguments.http_address, health.clone(), ended(stopped.clone())));
+    let health = Health {
+        metrics: Metrics::new(),
+        ready: Arc::new(AtomicBool::new(false)),
+        vms: Arc::default(),
+    };
+    let server = tokio::spawn(http::serve(
+        arguments.http_address,
+        health.clone(),
+        ended(stopped.clone()),
+    ));
     let lease = if arguments.leader_election {
         // A replica that waits for its turn is as ready as it can be.
         health.ready.store(true, std::sync::atomic::Ordering::Release);
-        tracing::info!(namespace = arguments.lease_namespace, name = arguments.lease_name, "waiting for the lease");
+        tracing::info!(
+            namespace = arguments.lease_namespace,
+            name = arguments.lease_name,
+            "waiting for the lease"
+        );
         let acquired = leader::acquire(
             client.clone(),
             &arguments.lease_namespace,
@@ -82,7 +94,10 @@ async fn run(arguments: &Arguments, stopped: watch::Receiver<bool>) -> anyhow::R
         lease.release().await;
     }
     if result.is_ok() {
-        server.await.context("the health server panicked")?.context("failed to serve health and metrics")?;
+        server
+            .await
+            .context("the health server panicked")?
+            .context("failed to serve health and metrics")?;
     }
     result
 }
@@ -94,8 +109,11 @@ async fn ended(mut stopped: watch::Receiver<bool>) {
 }
 
 fn init_log(arguments: &Arguments) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log).with_context(|| format!("--log {:?} is not a filter", arguments.log))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter =
+        EnvFilter::try_new(&arguments.log).with_context(|| format!("--log {:?} is not a filter", arguments.log))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

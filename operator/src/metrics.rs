@@ -47,20 +47,35 @@ impl Metrics {
             virtual_machines: Family::default(),
             leader: Gauge::default(),
         };
-        registry.register("reconciliations", "Reconciliations of VirtualMachines", metrics.reconciliations.clone());
+        registry.register(
+            "reconciliations",
+            "Reconciliations of VirtualMachines",
+            metrics.reconciliations.clone(),
+        );
         registry.register(
             "reconcile_duration_seconds",
             "Time that one reconciliation takes",
             metrics.duration_seconds.clone(),
         );
-        registry.register("virtual_machines", "VirtualMachines by the word in their status", metrics.virtual_machines.clone());
+        registry.register(
+            "virtual_machines",
+            "VirtualMachines by the word in their status",
+            metrics.virtual_machines.clone(),
+        );
         registry.register("leader", "1 while this replica holds the lease", metrics.leader.clone());
-        Self { registry: Arc::new(registry), ..metrics }
+        Self {
+            registry: Arc::new(registry),
+            ..metrics
+        }
     }
 
     /// Counts one reconciliation.
     pub(crate) fn reconciled(&self, succeeded: bool, duration: Duration) {
-        let result = if succeeded { ReconcileResult::Success } else { ReconcileResult::Error };
+        let result = if succeeded {
+            ReconcileResult::Success
+        } else {
+            ReconcileResult::Error
+        };
         self.reconciliations.get_or_create(&ResultLabel { result }).inc();
         self.duration_seconds.observe(duration.as_secs_f64());
     }
@@ -74,7 +89,9 @@ impl Metrics {
     pub(crate) fn set_virtual_machines(&self, counts: &BTreeMap<String, i64>) {
         self.virtual_machines.clear();
         for (status, count) in counts {
-            self.virtual_machines.get_or_create(&StatusLabel { status: status.clone() }).set(*count);
+            self.virtual_machines
+                .get_or_create(&StatusLabel { status: status.clone() })
+                .set(*count);
         }
     }
 

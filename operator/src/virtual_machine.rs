@@ -65,9 +65,18 @@ const SCHEDULER_SECONDS: i64 = 2;
 #[derive(Debug, Error)]
 pub(crate) enum Error {
     #[error("failed to read {what} {name:?}")]
-    Read { what: &'static str, name: String, source: kube::Error },
+    Read {
+        what: &'static str,
+        name: String,
+        source: kube::Error,
+    },
     #[error("failed to {verb} {what} {name:?}")]
-    Write { verb: &'static str, what: &'static str, name: String, source: kube::Error },
+    Write {
+        verb: &'static str,
+        what: &'static str,
+        name: String,
+        source: kube::Error,
+    },
     #[error("the API server did not admit pod {name:?}: {message}")]
     Rejected { name: String, message: String },
 }
@@ -89,7 +98,9 @@ pub(crate) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Re
 /// When a failed reconciliation is tried again: sooner at first, later when it keeps failing.
 pub(crate) fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
     let delay = context.next_failure_delay(object.as_ref());
-    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    let cause = std::error::Error::source(error)
+        .map(ToString::to_string)
+        .unwrap_or_default();
     tracing::warn!(
         vm = object.name_any(),
         namespace = object.namespace(),
@@ -125,12 +136,21 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
         vm
     };
     let applied = apply::apply(decision, &valid.namespace, pod.as_ref(), &observed, context).await?;
-    tracing::debug!(vm = valid.name, namespace = valid.namespace, ?decision, ?applied, "reconciled");
+    tracing::debug!(
+        vm = valid.name,
+        namespace = valid.namespace,
+        ?decision,
+        ?applied,
+        "reconciled"
+    );
     if applied == Applied::Outdated {
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
     let rejected = match &applied {
-        Applied::Rejected { message, .. } => Some(Error::Rejected { name: valid.name.clone(), message: message.clone() }),
+        Applied::Rejected { message, .. } => Some(Error::Rejected {
+            name: valid.name.clone(),
+            message: message.clone(),
+        }),
         Applied::Nothing | Applied::Created | Applied::Deleted | Applied::Outdated => None,
     };
     let wait = next_look(decision, &applied, &observed);
@@ -198,14 +218,19 @@ fn changed_fields(vm: &VirtualMachine, pod: Option<&Pod>) -> Vec<String> {
 
 /// Whether a status written now would be outdated at once.
 fn too_early(decision: Decision, applied: &Applied, observed: &Observed) -> bool {
-    let waits_for_scheduler =
-        observed.state.own().is_some_and(|pod| pod.phase == Phase::Unscheduled { message: None } && is_young(observed));
+    let waits_for_scheduler = observed
+        .state
+        .own()
+        .is_some_and(|pod| pod.phase == Phase::Unscheduled { message: None } && is_young(observed));
     *applied == Applied::Created || (decision == Decision::Keep && waits_for_scheduler)
 }
 
 /// Whether the scheduler cannot be expected to have seen the pod yet.
 fn is_young(observed: &Observed) -> bool {
-    observed.state.own().is_some_and(|pod| observed.now.as_second() - pod.created.as_second() < SCHEDULER_SECONDS)
+    observed
+        .state
+        .own()
+        .is_some_and(|pod| observed.now.as_second() - pod.created.as_second() < SCHEDULER_SECONDS)
 }
 
 /// When to look again if no watch says so earlier.
@@ -254,7 +279,9 @@ async fn write_status(
     let events = announce::events(&old, &status, verdict);
     let (name, namespace) = (vm.name_any(), vm.namespace().unwrap_or_default());
     let status = serde_json::to_value(status).unwrap_or_default();
-    let Some(written) = patch_status(&name, &namespace, vm.uid(), status, context).await? else { return Ok(None) };
+    let Some(written) = patch_status(&name, &namespace, vm.uid(), status, context).await? else {
+        return Ok(None);
+    };
     let reference = vm.object_ref(&());
     for event in events {
         if let Err(error) = context.recorder.publish(&event, &reference).await {
@@ -285,14 +312,22 @@ async fn patch_status(
     match vms.patch_status(name, &parameters, &Patch::Apply(&patch)).await {
         Ok(written) => Ok(Some(written)),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
-        Err(source) => Err(Error::Write { verb: "write the status of", what: "VirtualMachine", name: name.to_owned(), source }),
+        Err(source) => Err(Error::Write {
+            verb: "write the status of",
+            what: "VirtualMachine",
+            name: name.to_owned(),
+            source,
+        }),
     }
 }
 
 /// Says in the status of an object that this operator cannot read it.
 async fn report_unreadable(invalid: &InvalidObject, context: &Context) -> Result<Action, Error> {
     let metadata = &invalid.metadata;
-    let (name, namespace) = (metadata.name.clone().unwrap_or_default(), metadata.namespace.clone().unwrap_or_default());
+    let (name, namespace) = (
+        metadata.name.clone().unwrap_or_default(),
+        metadata.namespace.clone().unwrap_or_default(),
+    );
     let message = format!("this version of Tandem cannot read the object: {}", invalid.error);
     let status = status::unreadable(metadata.generation, &message, jiff::Timestamp::now());
     patch_status(&name, &namespace, metadata.uid.clone(), status, context).await?;

@@ -21,16 +21,35 @@ pub(crate) fn events(old: &VirtualMachineStatus, new: &VirtualMachineStatus, ver
     if let Some(last) = ended_now(old, new) {
         let message = last.message.clone().unwrap_or_default();
         let off = last.reason == "PoweredOff";
-        let (type_, reason) = if off { (EventType::Normal, "PoweredOff") } else { (EventType::Warning, "Crashed") };
+        let (type_, reason) = if off {
+            (EventType::Normal, "PoweredOff")
+        } else {
+            (EventType::Warning, "Crashed")
+        };
         // The recorder joins events of one reason and action into a series, and keeps the first note only.
-        events.push(event(type_, reason, &last.reason, format!("{}: {message}", last.reason)));
+        events.push(event(
+            type_,
+            reason,
+            &last.reason,
+            format!("{}: {message}", last.reason),
+        ));
     }
     match verdict {
         Verdict::Done(Decision::Stop(StopCause::Halted), Applied::Deleted) => {
-            events.push(event(EventType::Normal, "Stopping", "Stop", "runPolicy is Halted".to_owned()));
+            events.push(event(
+                EventType::Normal,
+                "Stopping",
+                "Stop",
+                "runPolicy is Halted".to_owned(),
+            ));
         }
         Verdict::Done(Decision::Stop(StopCause::Restart), Applied::Deleted) => {
-            events.push(event(EventType::Normal, "Restarting", "Restart", "restartedAt is newer than the pod".to_owned()));
+            events.push(event(
+                EventType::Normal,
+                "Restarting",
+                "Restart",
+                "restartedAt is newer than the pod".to_owned(),
+            ));
         }
         Verdict::Done(..) | Verdict::Invalid { .. } => {}
     }
@@ -45,8 +64,14 @@ fn ended_now<'a>(
     old: &VirtualMachineStatus,
     new: &'a VirtualMachineStatus,
 ) -> Option<&'a crds::status::LastTermination> {
-    let before = old.restarts.as_ref().and_then(|restarts| restarts.last_termination.as_ref());
-    let last = new.restarts.as_ref().and_then(|restarts| restarts.last_termination.as_ref())?;
+    let before = old
+        .restarts
+        .as_ref()
+        .and_then(|restarts| restarts.last_termination.as_ref());
+    let last = new
+        .restarts
+        .as_ref()
+        .and_then(|restarts| restarts.last_termination.as_ref())?;
     (before.map(|before| &before.pod_uid) != Some(&last.pod_uid)).then_some(last)
 }
 
@@ -57,15 +82,29 @@ fn ready_reason(status: &VirtualMachineStatus) -> Option<(&str, &str)> {
 
 fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<Event> {
     let (reason, meaning) = *Reason::ALL.iter().find(|(known, _)| known.as_str() == reason)?;
-    let text = if message.is_empty() { meaning.trim().to_owned() } else { message.to_owned() };
+    let text = if message.is_empty() {
+        meaning.trim().to_owned()
+    } else {
+        message.to_owned()
+    };
     let (type_, name, action) = match reason {
         Reason::Running => {
             let node = new.node_name.as_deref().unwrap_or("a node");
-            return Some(event(EventType::Normal, "Ready", "Run", format!("the VM runs on {node} and is ready")));
+            return Some(event(
+                EventType::Normal,
+                "Ready",
+                "Run",
+                format!("the VM runs on {node} and is ready"),
+            ));
         }
         Reason::NotReady => {
             let node = new.node_name.as_deref().unwrap_or("a node");
-            return Some(event(EventType::Normal, "Started", "Run", format!("the VM was started on {node}")));
+            return Some(event(
+                EventType::Normal,
+                "Started",
+                "Run",
+                format!("the VM was started on {node}"),
+            ));
         }
         Reason::Stopped => (EventType::Normal, "Stopped", "Stop"),
         Reason::Completed => (EventType::Normal, "Completed", "Run"),

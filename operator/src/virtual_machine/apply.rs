@@ -55,8 +55,10 @@ pub(crate) async fn apply(
 
 /// Creates, rather than applies: an apply would change a pod that somebody else has made under this name in the meantime.
 async fn create(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, Error> {
-    let parameters =
-        PostParams { field_manager: Some(crds::status::FIELD_MANAGER.to_owned()), ..PostParams::default() };
+    let parameters = PostParams {
+        field_manager: Some(crds::status::FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
     match pods.create(&parameters, pod).await {
         Ok(_) => Ok(Applied::Created),
         Err(kube::Error::Api(status)) => match status.code {
@@ -76,7 +78,10 @@ async fn create(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, Error> {
 /// Deletes exactly the pod that was observed, with its own grace period.
 async fn delete(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, Error> {
     let parameters = DeleteParams {
-        preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: pod.uid(),
+            resource_version: None,
+        }),
         ..DeleteParams::default()
     };
     match pods.delete(&pod.name_any(), &parameters).await {
@@ -87,5 +92,10 @@ async fn delete(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, Error> {
 }
 
 fn write_error(verb: &'static str, pod: &Pod, source: kube::Error) -> Error {
-    Error::Write { verb, what: "pod", name: pod.name_any(), source }
+    Error::Write {
+        verb,
+        what: "pod",
+        name: pod.name_any(),
+        source,
+    }
 }

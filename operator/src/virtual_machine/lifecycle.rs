@@ -120,7 +120,10 @@ pub(crate) fn decide(facts: &Facts<'_>) -> Decision {
         PodState::Own(pod) => {
             let restart = restart_requested(facts, pod.restarted_at.as_deref(), Some(pod.created));
             if pod.deletion.is_some() {
-                return Decision::Wait(WaitCause::OwnPodGone { halted, lost: pod.is_lost(facts.now) });
+                return Decision::Wait(WaitCause::OwnPodGone {
+                    halted,
+                    lost: pod.is_lost(facts.now),
+                });
             }
             match (&pod.phase, halted) {
                 (Phase::Ended(_), true) => Decision::Remove,
@@ -128,8 +131,15 @@ pub(crate) fn decide(facts: &Facts<'_>) -> Decision {
                 (Phase::Unscheduled { .. } | Phase::Starting { .. } | Phase::Running { .. } | Phase::Unknown, true) => {
                     Decision::Stop(StopCause::Halted)
                 }
-                (Phase::Unscheduled { .. } | Phase::Starting { .. } | Phase::Running { .. } | Phase::Unknown, false) => {
-                    if restart { Decision::Stop(StopCause::Restart) } else { Decision::Keep }
+                (
+                    Phase::Unscheduled { .. } | Phase::Starting { .. } | Phase::Running { .. } | Phase::Unknown,
+                    false,
+                ) => {
+                    if restart {
+                        Decision::Stop(StopCause::Restart)
+                    } else {
+                        Decision::Keep
+                    }
                 }
             }
         }
@@ -173,7 +183,9 @@ fn without_pod(facts: &Facts<'_>) -> Decision {
         (RunPolicy::Halted, _) => Decision::Rest(RestCause::Halted),
         (_, Some(Outcome::Hopeless)) if spec_changed => Decision::Create,
         (_, Some(Outcome::Hopeless)) => Decision::Stall(StallCause::Hopeless),
-        (RunPolicy::RerunOnFailure | RunPolicy::Once, Some(Outcome::PoweredOff)) => Decision::Rest(RestCause::Completed),
+        (RunPolicy::RerunOnFailure | RunPolicy::Once, Some(Outcome::PoweredOff)) => {
+            Decision::Rest(RestCause::Completed)
+        }
         (RunPolicy::Once, Some(Outcome::Failed)) => Decision::Rest(RestCause::Failed),
         // Its pod was deleted under it: the one run is over.
         (RunPolicy::Once, None) if history.has_started() => Decision::Rest(RestCause::Failed),
@@ -190,7 +202,10 @@ fn without_pod(facts: &Facts<'_>) -> Decision {
 
 /// The end of the back-off, if it lies ahead. A changed spec deserves a try at once.
 fn backoff(facts: &Facts<'_>, spec_changed: bool) -> Option<Timestamp> {
-    facts.history.next_start().filter(|until| !spec_changed && *until > facts.now)
+    facts
+        .history
+        .next_start()
+        .filter(|until| !spec_changed && *until > facts.now)
 }
 
 /// Whether `spec.restartedAt` asks for a pod newer than one that was made with `served` or, without it, at `created`.

@@ -40,7 +40,11 @@ pub(crate) async fn observe(vm: &VirtualMachine, context: &Context) -> Result<Ob
         Some(pod) => Some(pod.as_ref().clone()),
         None => {
             let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-            pods.get_opt(&name).await.map_err(|source| Error::Read { what: "pod", name, source })?
+            pods.get_opt(&name).await.map_err(|source| Error::Read {
+                what: "pod",
+                name,
+                source,
+            })?
         }
     };
     let state = PodState::read(vm, pod.as_ref());
@@ -48,7 +52,12 @@ pub(crate) async fn observe(vm: &VirtualMachine, context: &Context) -> Result<Ob
         Some(own) => find_trouble(&namespace, own, context, now).await,
         None => None,
     };
-    Ok(Observed { pod, state, trouble, now })
+    Ok(Observed {
+        pod,
+        state,
+        trouble,
+        now,
+    })
 }
 
 async fn find_trouble(namespace: &str, pod: &OwnPod, context: &Context, now: Timestamp) -> Option<Trouble> {

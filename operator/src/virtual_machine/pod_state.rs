@@ -115,7 +115,10 @@ impl PodState {
     /// Reads a pod that has the VM's name.
     pub(crate) fn read(vm: &VirtualMachine, pod: Option<&Pod>) -> Self {
         let Some(pod) = pod else { return Self::Absent };
-        let controller = pod.owner_references().iter().find(|owner| owner.controller == Some(true));
+        let controller = pod
+            .owner_references()
+            .iter()
+            .find(|owner| owner.controller == Some(true));
         match controller {
             Some(owner) if Some(&owner.uid) == vm.metadata.uid.as_ref() => Self::Own(own(pod)),
             Some(owner) if owner.kind == "VirtualMachine" && owner.api_version.starts_with("tandem.dev/") => {
@@ -137,7 +140,9 @@ impl PodState {
 impl OwnPod {
     /// Whether the pod should have gone, had its node answered.
     pub(crate) fn is_lost(&self, now: Timestamp) -> bool {
-        let overdue = self.deletion.is_some_and(|end| now.as_second() > end.as_second() + LOST_AFTER_SECONDS);
+        let overdue = self
+            .deletion
+            .is_some_and(|end| now.as_second() > end.as_second() + LOST_AFTER_SECONDS);
         overdue || self.phase == Phase::Unknown
     }
 }
@@ -145,9 +150,16 @@ impl OwnPod {
 fn own(pod: &Pod) -> OwnPod {
     let annotation = |key: &str| pod.annotations().get(key).cloned();
     let status = pod.status.as_ref();
-    let mut addresses: Vec<String> =
-        status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.clone()).collect();
-    if let Some(ip) = status.and_then(|status| status.pod_ip.clone()).filter(|_| addresses.is_empty()) {
+    let mut addresses: Vec<String> = status
+        .and_then(|status| status.pod_ips.as_ref())
+        .into_iter()
+        .flatten()
+        .map(|ip| ip.ip.clone())
+        .collect();
+    if let Some(ip) = status
+        .and_then(|status| status.pod_ip.clone())
+        .filter(|_| addresses.is_empty())
+    {
         addresses.push(ip);
     }
     OwnPod {
@@ -156,7 +168,11 @@ fn own(pod: &Pod) -> OwnPod {
         generation: annotation(GENERATION_ANNOTATION).and_then(|text| text.parse().ok()),
         restarted_at: annotation(RESTARTED_AT_ANNOTATION),
         deletion: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
-        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).filter(|name| !name.is_empty()),
+        node: pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.clone())
+            .filter(|name| !name.is_empty()),
         addresses,
         phase: phase(pod),
     }
@@ -171,7 +187,9 @@ fn phase(pod: &Pod) -> Phase {
         Some("Running") => match state.and_then(|state| state.terminated.as_ref()) {
             // The kubelet says so before it changes the phase.
             Some(_) => Phase::Ended(ended(pod, false, state)),
-            None => Phase::Running { ready: condition(pod, "Ready").is_some_and(|ready| ready.status == "True") },
+            None => Phase::Running {
+                ready: condition(pod, "Ready").is_some_and(|ready| ready.status == "True"),
+            },
         },
         Some("Unknown") => Phase::Unknown,
         Some(_) | None => pending(pod, state),
@@ -179,7 +197,11 @@ fn phase(pod: &Pod) -> Phase {
 }
 
 fn pending(pod: &Pod, state: Option<&ContainerState>) -> Phase {
-    let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).is_some_and(|name| !name.is_empty());
+    let bound = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.node_name.as_deref())
+        .is_some_and(|name| !name.is_empty());
     if !bound {
         let message = condition(pod, "PodScheduled")
             .filter(|scheduled| scheduled.status == "False")
@@ -195,20 +217,35 @@ fn pending(pod: &Pod, state: Option<&ContainerState>) -> Phase {
 
 fn ended(pod: &Pod, succeeded: bool, state: Option<&ContainerState>) -> Ended {
     let status = pod.status.as_ref();
-    let pod_reason = status.and_then(|status| status.reason.clone()).filter(|reason| !reason.is_empty());
+    let pod_reason = status
+        .and_then(|status| status.reason.clone())
+        .filter(|reason| !reason.is_empty());
     let pod_message = status.and_then(|status| status.message.clone()).unwrap_or_default();
     let Some(terminated) = state.and_then(|state| state.terminated.as_ref()) else {
         // The kubelet ended the pod before its container ran, or without knowing how the container ended.
         let reason = pod_reason.unwrap_or_else(|| "Rejected".to_owned());
         let message = format!("the node ended the VM's pod: {pod_message}");
-        return Ended { outcome: Outcome::Failed, reason, message, exit_code: None, started: None, finished: None };
+        return Ended {
+            outcome: Outcome::Failed,
+            reason,
+            message,
+            exit_code: None,
+            started: None,
+            finished: None,
+        };
     };
-    let (reason, message) = explain(terminated.exit_code, terminated.reason.as_deref(), terminated.message.as_deref());
+    let (reason, message) = explain(
+        terminated.exit_code,
+        terminated.reason.as_deref(),
+        terminated.message.as_deref(),
+    );
     // A guest that powers itself off lets its pod succeed; a pod that the node ended (shutdown, eviction) fails with exit code 0 as well.
     let (outcome, reason, message) = match (outcome(&reason), pod_reason) {
-        (Outcome::PoweredOff, Some(pod_reason)) if !succeeded => {
-            (Outcome::Failed, pod_reason, format!("the node ended the VM: {pod_message}"))
-        }
+        (Outcome::PoweredOff, Some(pod_reason)) if !succeeded => (
+            Outcome::Failed,
+            pod_reason,
+            format!("the node ended the VM: {pod_message}"),
+        ),
         (outcome, _) => (outcome, reason, message),
     };
     Ended {
@@ -232,17 +269,28 @@ fn explain(exit_code: i32, kubelet_reason: Option<&str>, message: Option<&str>) 
                        overhead that Tandem computes, please report it";
         return ("OOMKilled".to_owned(), message.to_owned());
     }
-    let by_code = ExitReason::ALL.into_iter().find(|reason| i32::from(reason.code()) == exit_code);
+    let by_code = ExitReason::ALL
+        .into_iter()
+        .find(|reason| i32::from(reason.code()) == exit_code);
     if let Some(reason) = by_code {
         let message = format!("node-shim ended with exit code {exit_code} and without a message; see kubectl logs");
         return (reason_name(reason).to_owned(), message);
     }
     match exit_code {
         137 => ("Killed".to_owned(), "the VMM was killed (SIGKILL)".to_owned()),
-        129..=192 => ("Killed".to_owned(), format!("the VMM was killed by signal {}", exit_code - 128)),
+        129..=192 => (
+            "Killed".to_owned(),
+            format!("the VMM was killed by signal {}", exit_code - 128),
+        ),
         code => {
             let reason = kubelet_reason.filter(|reason| !reason.is_empty()).unwrap_or("Error");
-            (reason.to_owned(), format!("the VMM ended with exit code {code}; {}", message.unwrap_or("see kubectl logs")))
+            (
+                reason.to_owned(),
+                format!(
+                    "the VMM ended with exit code {code}; {}",
+                    message.unwrap_or("see kubectl logs")
+                ),
+            )
         }
     }
 }

@@ -54,12 +54,23 @@ impl History {
     }
 
     fn record(&mut self, pod: &OwnPod, ended: &Ended, now: Timestamp) {
-        if self.0.last_termination.as_ref().is_some_and(|last| last.pod_uid == pod.uid) {
+        if self
+            .0
+            .last_termination
+            .as_ref()
+            .is_some_and(|last| last.pod_uid == pod.uid)
+        {
             return;
         }
         let finished = ended.finished.unwrap_or(now);
-        let ran_seconds = ended.started.map_or(0, |started| finished.as_second() - started.as_second());
-        let earlier = if ran_seconds >= LONG_RUN_SECONDS { 0 } else { self.0.failures.unwrap_or(0) };
+        let ran_seconds = ended
+            .started
+            .map_or(0, |started| finished.as_second() - started.as_second());
+        let earlier = if ran_seconds >= LONG_RUN_SECONDS {
+            0
+        } else {
+            self.0.failures.unwrap_or(0)
+        };
         let failures = earlier.saturating_add(1);
         self.0.failures = Some(failures);
         self.0.next_start_time = Some(Time(finished + SignedDuration::from_secs(backoff_seconds(failures))));

@@ -79,7 +79,9 @@ pub(crate) fn compute(input: &Input<'_>) -> VirtualMachineStatus {
     let addresses = match own.map(|pod| &pod.phase) {
         // An address that nothing answers on yet only invites mistakes; and each early one would be a write of its own.
         Some(Phase::Running { .. }) => own.map(|pod| pod.addresses.clone()).unwrap_or_default(),
-        Some(Phase::Unscheduled { .. } | Phase::Starting { .. } | Phase::Ended(_) | Phase::Unknown) | None => Vec::new(),
+        Some(Phase::Unscheduled { .. } | Phase::Starting { .. } | Phase::Ended(_) | Phase::Unknown) | None => {
+            Vec::new()
+        }
     };
     let uid = input.vm.metadata.uid.clone().unwrap_or_default();
     VirtualMachineStatus {
@@ -91,7 +93,12 @@ pub(crate) fn compute(input: &Input<'_>) -> VirtualMachineStatus {
         pod_uid: own.map(|pod| pod.uid.clone()),
         pod_ip: addresses.first().cloned(),
         pod_ips: addresses,
-        mac_address: input.vm.spec.interfaces.first().map(|interface| identity::mac(&uid, &interface.name)),
+        mac_address: input
+            .vm
+            .spec
+            .interfaces
+            .first()
+            .map(|interface| identity::mac(&uid, &interface.name)),
         uuid: Some(identity::uuid(&uid).to_string()),
         restarts: remembered(input),
         guest: None,
@@ -110,7 +117,11 @@ fn remembered(input: &Input<'_>) -> Option<crds::status::Restarts> {
 fn summary(headline: &Headline) -> Vec<Claim> {
     let claim = |condition, holds: bool| Claim {
         condition,
-        status: if holds { ConditionStatus::True } else { ConditionStatus::False },
+        status: if holds {
+            ConditionStatus::True
+        } else {
+            ConditionStatus::False
+        },
         reason: headline.reason,
         message: headline.message.clone(),
     };

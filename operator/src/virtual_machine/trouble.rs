@@ -40,14 +40,24 @@ impl Part {
 /// shows up as the container's own image does.
 pub(crate) fn of_waiting(waiting: &Waiting) -> Option<Trouble> {
     let (part, may_pass) = match waiting.reason.as_str() {
-        "ErrImagePull" | "ImagePullBackOff" | "ImageInspectError" | "RegistryUnavailable"
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
         | "SignatureValidationFailed" => (Part::Image, true),
         "InvalidImageName" | "ErrImageNeverPull" => (Part::Image, false),
-        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "PreCreateHookError"
+        "CreateContainerConfigError"
+        | "CreateContainerError"
+        | "RunContainerError"
+        | "PreCreateHookError"
         | "PreStartHookError" => (Part::Container, true),
         _ => return None,
     };
-    Some(Trouble { part, message: format!("{}: {}", waiting.reason, waiting.message), may_pass })
+    Some(Trouble {
+        part,
+        message: format!("{}: {}", waiting.reason, waiting.message),
+        may_pass,
+    })
 }
 
 /// Whether a container waits for something that only the pod's events explain.
@@ -64,13 +74,24 @@ pub(crate) fn of_events(events: &[Event]) -> Option<Trouble> {
             Some(_) | None => return None,
         };
         let message = event.message.clone().filter(|message| !message.is_empty())?;
-        Some((last_seen(event), Trouble { part, message, may_pass: true }))
+        Some((
+            last_seen(event),
+            Trouble {
+                part,
+                message,
+                may_pass: true,
+            },
+        ))
     });
     told.max_by_key(|(seen, _)| *seen).map(|(_, trouble)| trouble)
 }
 
 fn last_seen(event: &Event) -> Timestamp {
-    let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0);
+    let series = event
+        .series
+        .as_ref()
+        .and_then(|series| series.last_observed_time.as_ref())
+        .map(|time| time.0);
     let last = event.last_timestamp.as_ref().map(|time| time.0);
     let first = event.event_time.as_ref().map(|time| time.0);
     series.max(last).max(first).unwrap_or(Timestamp::UNIX_EPOCH)

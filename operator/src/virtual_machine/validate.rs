@@ -6,9 +6,10 @@ use crds::{
     Quantity, RunPolicy, VirtualMachine,
     boot::Boot,
     cloud_init::{CloudInit, DEFAULT_NETWORK_DATA_KEY, DEFAULT_USER_DATA_KEY, MAX_INLINE_BYTES, SecretKeyReference},
-    disk::{Disk, MAX_EMPTY_DISK_BYTES, EMPTY_DISK_STEP_BYTES},
+    disk::{Disk, EMPTY_DISK_STEP_BYTES, MAX_EMPTY_DISK_BYTES},
     image::PullPolicy,
-    memory, network_interface::NetworkInterface,
+    memory,
+    network_interface::NetworkInterface,
     probe::{Probe, Scheme},
 };
 use jiff::Timestamp;
@@ -58,8 +59,14 @@ pub(crate) struct ValidDisk {
 /// Source of a disk.
 #[derive(Clone, Debug)]
 pub(crate) enum DiskSource {
-    Image { image: String, path: String, pull_policy: PullPolicy },
-    Empty { size_bytes: u64 },
+    Image {
+        image: String,
+        path: String,
+        pull_policy: PullPolicy,
+    },
+    Empty {
+        size_bytes: u64,
+    },
 }
 
 /// cloud-init data with at most one source each.
@@ -86,8 +93,14 @@ pub(crate) struct ValidProbe {
 /// What a probe does.
 #[derive(Clone, Debug)]
 pub(crate) enum ProbeAction {
-    HttpGet { port: i32, path: Option<String>, scheme: Option<Scheme> },
-    TcpSocket { port: i32 },
+    HttpGet {
+        port: i32,
+        path: Option<String>,
+        scheme: Option<Scheme>,
+    },
+    TcpSocket {
+        port: i32,
+    },
 }
 
 /// What is wrong with a spec, and what to write instead.
@@ -98,7 +111,11 @@ pub(crate) enum Invalid {
     #[error("spec.cpu.cores is {0}: write a number from 1 to 32")]
     Cores(i32),
     #[error("{field} is {value:?}: write {expected}")]
-    Size { field: String, value: String, expected: &'static str },
+    Size {
+        field: String,
+        value: String,
+        expected: &'static str,
+    },
     #[error("spec.restartedAt is {0:?}: write a time as in 2026-01-31T12:00:00Z")]
     RestartedAt(String),
     #[error("spec.boot has no source: write kernel")]
@@ -126,7 +143,9 @@ pub(crate) enum Invalid {
 /// Checks a VirtualMachine.
 pub(crate) fn validate(vm: &VirtualMachine) -> Result<ValidatedVm, Invalid> {
     let spec = &vm.spec;
-    let cores = u32::try_from(spec.cpu.cores).ok().filter(|cores| (1..=32).contains(cores));
+    let cores = u32::try_from(spec.cpu.cores)
+        .ok()
+        .filter(|cores| (1..=32).contains(cores));
     let grace_period_seconds = spec.termination_grace_period_seconds().clamp(1, 3600).unsigned_abs();
     Ok(ValidatedVm {
         name: vm.metadata.name.clone().ok_or(Invalid::Metadata("name"))?,
@@ -147,8 +166,16 @@ pub(crate) fn validate(vm: &VirtualMachine) -> Result<ValidatedVm, Invalid> {
         disks: disks(&spec.disks)?,
         interfaces: interfaces(&spec.interfaces)?,
         cloud_init: spec.cloud_init.as_ref().map(cloud_init).transpose()?,
-        readiness_probe: spec.readiness_probe.as_ref().map(|it| probe("readinessProbe", it)).transpose()?,
-        liveness_probe: spec.liveness_probe.as_ref().map(|it| probe("livenessProbe", it)).transpose()?,
+        readiness_probe: spec
+            .readiness_probe
+            .as_ref()
+            .map(|it| probe("readinessProbe", it))
+            .transpose()?,
+        liveness_probe: spec
+            .liveness_probe
+            .as_ref()
+            .map(|it| probe("livenessProbe", it))
+            .transpose()?,
         grace_period_seconds,
         source: vm.clone(),
     })
@@ -169,8 +196,15 @@ fn size(
     step: u64,
     expected: &'static str,
 ) -> Result<u64, Invalid> {
-    let bytes = quantity.bytes().ok().filter(|bytes| range.contains(bytes) && bytes % step == 0);
-    bytes.ok_or_else(|| Invalid::Size { field: field.to_owned(), value: quantity.0.clone(), expected })
+    let bytes = quantity
+        .bytes()
+        .ok()
+        .filter(|bytes| range.contains(bytes) && bytes % step == 0);
+    bytes.ok_or_else(|| Invalid::Size {
+        field: field.to_owned(),
+        value: quantity.0.clone(),
+        expected,
+    })
 }
 
 fn boot(boot: &Boot) -> Result<KernelBoot, Invalid> {
@@ -194,8 +228,17 @@ fn boot(boot: &Boot) -> Result<KernelBoot, Invalid> {
 
 /// A path that cannot lead out of the image by its own text.
 fn inside_image(field: &str, path: &str) -> Result<String, Invalid> {
-    let sound = path.strip_prefix('/').is_some_and(|rest| !rest.split('/').any(|part| matches!(part, "" | "." | "..")));
-    if sound { Ok(path.to_owned()) } else { Err(Invalid::Path { field: field.to_owned(), path: path.to_owned() }) }
+    let sound = path
+        .strip_prefix('/')
+        .is_some_and(|rest| !rest.split('/').any(|part| matches!(part, "" | "." | "..")));
+    if sound {
+        Ok(path.to_owned())
+    } else {
+        Err(Invalid::Path {
+            field: field.to_owned(),
+            path: path.to_owned(),
+        })
+    }
 }
 
 /// Names become volume names and directories: they must be DNS labels, and different ones.
@@ -203,11 +246,16 @@ fn check_names<'a>(kind: &'static str, names: impl Iterator<Item = &'a str>) -> 
     let mut seen = std::collections::BTreeSet::new();
     for name in names {
         let label = (1..=63).contains(&name.len())
-            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
             && !name.starts_with('-')
             && !name.ends_with('-');
         if !label || !seen.insert(name) {
-            return Err(Invalid::Name { kind, name: name.to_owned() });
+            return Err(Invalid::Name {
+                kind,
+                name: name.to_owned(),
+            });
         }
     }
     Ok(())
@@ -236,7 +284,11 @@ fn disk(disk: &Disk) -> Result<ValidDisk, Invalid> {
         },
         (Some(_), Some(_)) | (None, None) => return Err(Invalid::DiskSource(disk.name.clone())),
     };
-    Ok(ValidDisk { name: disk.name.clone(), read_only: disk.read_only.unwrap_or(false), source })
+    Ok(ValidDisk {
+        name: disk.name.clone(),
+        read_only: disk.read_only.unwrap_or(false),
+        source,
+    })
 }
 
 fn interfaces(interfaces: &[NetworkInterface]) -> Result<Vec<String>, Invalid> {
@@ -251,9 +303,19 @@ fn interfaces(interfaces: &[NetworkInterface]) -> Result<Vec<String>, Invalid> {
 }
 
 fn cloud_init(cloud_init: &CloudInit) -> Result<ValidCloudInit, Invalid> {
-    let CloudInit { user_data, user_data_secret_ref, network_data, network_data_secret_ref } = cloud_init;
+    let CloudInit {
+        user_data,
+        user_data_secret_ref,
+        network_data,
+        network_data_secret_ref,
+    } = cloud_init;
     Ok(ValidCloudInit {
-        user_data: data("userData", user_data.as_ref(), user_data_secret_ref.as_ref(), DEFAULT_USER_DATA_KEY)?,
+        user_data: data(
+            "userData",
+            user_data.as_ref(),
+            user_data_secret_ref.as_ref(),
+            DEFAULT_USER_DATA_KEY,
+        )?,
         network_data: data(
             "networkData",
             network_data.as_ref(),
@@ -283,11 +345,16 @@ fn data(
 
 fn probe(field: &'static str, probe: &Probe) -> Result<ValidProbe, Invalid> {
     let action = match (&probe.http_get, &probe.tcp_socket) {
-        (Some(http), None) => {
-            ProbeAction::HttpGet { port: http.port, path: http.path.clone(), scheme: http.scheme }
-        }
+        (Some(http), None) => ProbeAction::HttpGet {
+            port: http.port,
+            path: http.path.clone(),
+            scheme: http.scheme,
+        },
         (None, Some(tcp)) => ProbeAction::TcpSocket { port: tcp.port },
         (Some(_), Some(_)) | (None, None) => return Err(Invalid::Probe(field)),
     };
-    Ok(ValidProbe { action, timing: probe.clone() })
+    Ok(ValidProbe {
+        action,
+        timing: probe.clone(),
+    })
 }

@@ -73,7 +73,10 @@ pub(crate) fn pod(vm: &ValidatedVm, shim_image: &str) -> Result<Pod, Error> {
 /// The VM owns its pod, so that the pod is deleted after it; a foreground deletion of the VM waits until the guest is off.
 fn owner(vm: &ValidatedVm) -> Option<OwnerReference> {
     let owner = vm.source.controller_owner_ref(&())?;
-    Some(OwnerReference { block_owner_deletion: Some(true), ..owner })
+    Some(OwnerReference {
+        block_owner_deletion: Some(true),
+        ..owner
+    })
 }
 
 fn labels(vm: &ValidatedVm) -> BTreeMap<String, String> {
@@ -87,7 +90,10 @@ fn annotations(vm: &ValidatedVm, config: &VmConfig) -> Result<BTreeMap<String, S
     let mut annotations = vm.source.spec.pod_metadata.clone().unwrap_or_default().annotations;
     let hashes = serde_json::to_string(&spec_hashes(&vm.source.spec)).map_err(Error::Json)?;
     annotations.insert(ARGO_CD_ANNOTATION.to_owned(), "true".to_owned());
-    annotations.insert(paths::CONFIG_ANNOTATION.to_owned(), serde_json::to_string(config).map_err(Error::Json)?);
+    annotations.insert(
+        paths::CONFIG_ANNOTATION.to_owned(),
+        serde_json::to_string(config).map_err(Error::Json)?,
+    );
     annotations.insert(SPEC_HASHES_ANNOTATION.to_owned(), hashes);
     if let Some(generation) = vm.generation {
         annotations.insert(GENERATION_ANNOTATION.to_owned(), generation.to_string());
@@ -96,7 +102,11 @@ fn annotations(vm: &ValidatedVm, config: &VmConfig) -> Result<BTreeMap<String, S
         annotations.insert(RESTARTED_AT_ANNOTATION.to_owned(), text.clone());
     }
     let bytes = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if bytes > MAX_ANNOTATION_BYTES { Err(Error::TooLarge(bytes)) } else { Ok(annotations) }
+    if bytes > MAX_ANNOTATION_BYTES {
+        Err(Error::TooLarge(bytes))
+    } else {
+        Ok(annotations)
+    }
 }
 
 fn pod_spec(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> PodSpec {
@@ -115,7 +125,10 @@ fn pod_spec(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> PodSpec {
             run_as_group: Some(USER_ID),
             run_as_non_root: Some(true),
             run_as_user: Some(USER_ID),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                localhost_profile: None,
+            }),
             ..PodSecurityContext::default()
         }),
         termination_grace_period_seconds: Some(
@@ -143,7 +156,10 @@ fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container
         resources: Some(resources(vm, config)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                add: None,
+            }),
             read_only_root_filesystem: Some(true),
             ..SecurityContext::default()
         }),
@@ -161,7 +177,10 @@ fn resources(vm: &ValidatedVm, config: &VmConfig) -> ResourceRequirements {
     let memory_bytes = vm.memory_bytes + overhead_bytes(vm.memory_bytes, u64::from(vm.cores), devices);
     let memory = ("memory".to_owned(), Quantity(format!("{}Mi", memory_bytes >> 20)));
     let kvm = (KVM_RESOURCE.to_owned(), Quantity("1".to_owned()));
-    let cpu = ("cpu".to_owned(), Quantity(format!("{}m", CPU_REQUEST_MILLIS_PER_CORE * vm.cores)));
+    let cpu = (
+        "cpu".to_owned(),
+        Quantity(format!("{}m", CPU_REQUEST_MILLIS_PER_CORE * vm.cores)),
+    );
     ResourceRequirements {
         limits: Some(BTreeMap::from([memory.clone(), kvm.clone()])),
         requests: Some(BTreeMap::from([cpu, memory, kvm])),
@@ -189,7 +208,10 @@ fn probe(probe: &ValidProbe) -> Probe {
             });
         }
         ProbeAction::TcpSocket { port } => {
-            result.tcp_socket = Some(TCPSocketAction { port: IntOrString::Int(*port), host: None });
+            result.tcp_socket = Some(TCPSocketAction {
+                port: IntOrString::Int(*port),
+                host: None,
+            });
         }
     }
     result
@@ -206,7 +228,10 @@ fn volumes(vm: &ValidatedVm) -> Vec<Volume> {
             name: CONFIG_VOLUME.to_owned(),
             downward_api: Some(DownwardAPIVolumeSource {
                 items: Some(vec![DownwardAPIVolumeFile {
-                    path: paths::CONFIG_FILE.trim_start_matches(paths::CONFIG_DIR).trim_start_matches('/').to_owned(),
+                    path: paths::CONFIG_FILE
+                        .trim_start_matches(paths::CONFIG_DIR)
+                        .trim_start_matches('/')
+                        .to_owned(),
                     field_ref: Some(ObjectFieldSelector {
                         field_path: format!("metadata.annotations['{}']", paths::CONFIG_ANNOTATION),
                         api_version: Some("v1".to_owned()),
@@ -250,14 +275,21 @@ fn image_volume(name: String, reference: &str, pull_policy: &str) -> Volume {
 /// The Secrets that cloud-init data comes from, one projection each: the kubelet reads them, the operator cannot.
 fn cloud_init_volume(vm: &ValidatedVm) -> Option<Volume> {
     let cloud_init = vm.cloud_init.as_ref()?;
-    let data = [(&cloud_init.user_data, USER_DATA_FILE), (&cloud_init.network_data, NETWORK_DATA_FILE)];
+    let data = [
+        (&cloud_init.user_data, USER_DATA_FILE),
+        (&cloud_init.network_data, NETWORK_DATA_FILE),
+    ];
     let sources: Vec<VolumeProjection> = data
         .into_iter()
         .filter_map(|(data, file)| match data {
             Some(Data::Secret { name, key }) => Some(VolumeProjection {
                 secret: Some(SecretProjection {
                     name: name.clone(),
-                    items: Some(vec![KeyToPath { key: key.clone(), path: file.to_owned(), mode: None }]),
+                    items: Some(vec![KeyToPath {
+                        key: key.clone(),
+                        path: file.to_owned(),
+                        mode: None,
+                    }]),
                     optional: None,
                 }),
                 ..VolumeProjection::default()
@@ -267,7 +299,10 @@ fn cloud_init_volume(vm: &ValidatedVm) -> Option<Volume> {
         .collect();
     (!sources.is_empty()).then(|| Volume {
         name: CLOUD_INIT_VOLUME.to_owned(),
-        projected: Some(ProjectedVolumeSource { sources: Some(sources), default_mode: None }),
+        projected: Some(ProjectedVolumeSource {
+            sources: Some(sources),
+            default_mode: None,
+        }),
         ..Volume::default()
     })
 }

@@ -18,8 +18,12 @@ pub(crate) fn spec_hashes(spec: &VirtualMachineSpec) -> SpecHashes {
         Ok(Value::Object(fields)) => fields,
         Ok(_) | Err(_) => return SpecHashes::new(),
     };
-    let relevant = fields.into_iter().filter(|(name, _)| !WITHOUT_EFFECT.contains(&name.as_str()));
-    relevant.map(|(name, value)| (name, short_hash(&value.to_string()))).collect()
+    let relevant = fields
+        .into_iter()
+        .filter(|(name, _)| !WITHOUT_EFFECT.contains(&name.as_str()));
+    relevant
+        .map(|(name, value)| (name, short_hash(&value.to_string())))
+        .collect()
 }
 
 fn short_hash(text: &str) -> String {

@@ -25,10 +25,16 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
         name: vm.name.clone(),
         uuid: identity::uuid(&vm.uid).to_string(),
         cpu: Cpu { cores: vm.cores },
-        memory: Memory { size_bytes: vm.memory_bytes },
+        memory: Memory {
+            size_bytes: vm.memory_bytes,
+        },
         boot: Boot::Kernel(KernelBoot {
             kernel: inside(Path::new(paths::BOOT_DIR), &vm.boot.kernel_path),
-            initrd: vm.boot.initrd_path.as_deref().map(|path| inside(Path::new(paths::BOOT_DIR), path)),
+            initrd: vm
+                .boot
+                .initrd_path
+                .as_deref()
+                .map(|path| inside(Path::new(paths::BOOT_DIR), path)),
             command_line: vm.boot.command_line.clone(),
         }),
         disks: vm.disks.iter().map(disk).collect(),
@@ -37,9 +43,14 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
             instance_id: vm.uid.clone(),
             hostname: vm.name.clone(),
             user_data: cloud_init.user_data.as_ref().map(|data| text(data, USER_DATA_FILE)),
-            network_data: cloud_init.network_data.as_ref().map(|data| text(data, NETWORK_DATA_FILE)),
+            network_data: cloud_init
+                .network_data
+                .as_ref()
+                .map(|data| text(data, NETWORK_DATA_FILE)),
         }),
-        shutdown: Shutdown { grace_period_seconds: vm.grace_period_seconds },
+        shutdown: Shutdown {
+            grace_period_seconds: vm.grace_period_seconds,
+        },
         scratch: PathBuf::from(paths::SCRATCH_DIR),
     }
 }
@@ -56,14 +67,26 @@ fn inside(mount: &Path, path: &str) -> PathBuf {
 
 fn disk(disk: &ValidDisk) -> Disk {
     let source = match &disk.source {
-        validate::DiskSource::Image { path, .. } => DiskSource::Image { path: inside(&disk_mount(&disk.name), path) },
-        validate::DiskSource::Empty { size_bytes } => DiskSource::Empty { size_bytes: *size_bytes },
+        validate::DiskSource::Image { path, .. } => DiskSource::Image {
+            path: inside(&disk_mount(&disk.name), path),
+        },
+        validate::DiskSource::Empty { size_bytes } => DiskSource::Empty {
+            size_bytes: *size_bytes,
+        },
     };
-    Disk { name: disk.name.clone(), read_only: disk.read_only, source }
+    Disk {
+        name: disk.name.clone(),
+        read_only: disk.read_only,
+        source,
+    }
 }
 
 fn interface(vm: &ValidatedVm, name: &str) -> Interface {
-    Interface { name: name.to_owned(), mac: identity::mac(&vm.uid, name), binding: Binding::Masquerade }
+    Interface {
+        name: name.to_owned(),
+        mac: identity::mac(&vm.uid, name),
+        binding: Binding::Masquerade,
+    }
 }
 
 fn text(data: &Data, file: &str) -> Text {

@@ -12,17 +12,36 @@ use crate::virtual_machine::{
 };
 
 fn claim(condition: ConditionType, status: ConditionStatus, reason: Reason, message: impl Into<String>) -> Claim {
-    Claim { condition, status, reason, message: message.into() }
+    Claim {
+        condition,
+        status,
+        reason,
+        message: message.into(),
+    }
 }
 
 /// The detailed conditions, in the order in which a VM starts.
 pub(super) fn details(input: &Input<'_>, headline: &Headline) -> Vec<Claim> {
     let living = input.pod.own().filter(|pod| !matches!(pod.phase, Phase::Ended(_)));
     let Some(pod) = living else {
-        let nothing = |condition| claim(condition, ConditionStatus::False, headline.reason, "the VM has no running pod");
-        return PARTS.into_iter().map(|(condition, _)| nothing(condition)).chain([nothing(GUEST), up_to_date()]).collect();
+        let nothing = |condition| {
+            claim(
+                condition,
+                ConditionStatus::False,
+                headline.reason,
+                "the VM has no running pod",
+            )
+        };
+        return PARTS
+            .into_iter()
+            .map(|(condition, _)| nothing(condition))
+            .chain([nothing(GUEST), up_to_date()])
+            .collect();
     };
-    let mut claims: Vec<Claim> = PARTS.into_iter().map(|(condition, part)| of_part(condition, part, input, pod)).collect();
+    let mut claims: Vec<Claim> = PARTS
+        .into_iter()
+        .map(|(condition, part)| of_part(condition, part, input, pod))
+        .collect();
     claims.push(guest(input, pod));
     claims.push(restart_required(input));
     claims
@@ -37,6 +56,14 @@ const PARTS: [(ConditionType, Option<Part>); 4] = [
 ];
 
 fn of_part(condition: ConditionType, part: Option<Part>, input: &Input<'_>, pod: &OwnPod) -> Claim {
+    if pod.is_lost(input.now) {
+        return claim(
+            condition,
+            ConditionStatus::Unknown,
+            Reason::NodeLost,
+            "the VM's node does not answer",
+        );
+    }
     match &pod.phase {
         Phase::Unscheduled { message } => match (part, message) {
             (None, Some(message)) => {
@@ -49,48 +76,92 @@ fn of_part(condition: ConditionType, part: Option<Part>, input: &Input<'_>, pod:
             let trouble = input.trouble.filter(|trouble| part == Some(trouble.part));
             match (part, trouble) {
                 (None, _) => fine(condition),
-                (Some(_), Some(trouble)) => {
-                    claim(condition, ConditionStatus::False, trouble.part.reason(), stable_message(input, condition, &trouble.message))
-                }
+                (Some(_), Some(trouble)) => claim(
+                    condition,
+                    ConditionStatus::False,
+                    trouble.part.reason(),
+                    stable_message(input, condition, &trouble.message),
+                ),
                 (Some(_), None) => waiting(condition, "under way"),
             }
         }
         Phase::Running { .. } | Phase::Ended(_) => fine(condition),
-        Phase::Unknown => claim(condition, ConditionStatus::Unknown, Reason::NodeLost, "the VM's node does not answer"),
+        Phase::Unknown => claim(
+            condition,
+            ConditionStatus::Unknown,
+            Reason::NodeLost,
+            "the VM's node does not answer",
+        ),
     }
 }
 
 /// The kubelet reports a failed pull and its back-off in turns. The failure says more, so it stays while the back-off lasts.
 fn stable_message(input: &Input<'_>, condition: ConditionType, message: &str) -> String {
-    let old = input.vm.status.as_ref().and_then(|status| crds::conditions::find(&status.conditions, condition));
+    let old = input
+        .vm
+        .status
+        .as_ref()
+        .and_then(|status| crds::conditions::find(&status.conditions, condition));
     let kept = old.filter(|old| {
-        message.starts_with("ImagePullBackOff") && old.reason == Reason::ImagePullFailed.as_str() && !old.message.is_empty()
+        message.starts_with("ImagePullBackOff")
+            && old.reason == Reason::ImagePullFailed.as_str()
+            && !old.message.is_empty()
     });
     kept.map_or_else(|| message.to_owned(), |old| old.message.clone())
 }
 
 fn guest(input: &Input<'_>, pod: &OwnPod) -> Claim {
+    if pod.is_lost(input.now) {
+        return claim(
+            GUEST,
+            ConditionStatus::Unknown,
+            Reason::NodeLost,
+            "the VM's node does not answer",
+        );
+    }
     let ready = match pod.phase {
         Phase::Running { ready } => ready,
         Phase::Unscheduled { .. } | Phase::Starting { .. } | Phase::Ended(_) => {
             return waiting_false(GUEST, "the guest has not started yet");
         }
         Phase::Unknown => {
-            return claim(GUEST, ConditionStatus::Unknown, Reason::NodeLost, "the VM's node does not answer");
+            return claim(
+                GUEST,
+                ConditionStatus::Unknown,
+                Reason::NodeLost,
+                "the VM's node does not answer",
+            );
         }
     };
     if input.vm.spec.readiness_probe.is_some() {
         return if ready {
-            claim(GUEST, ConditionStatus::True, Reason::Succeeded, "the readiness probe succeeds")
+            claim(
+                GUEST,
+                ConditionStatus::True,
+                Reason::Succeeded,
+                "the readiness probe succeeds",
+            )
         } else {
-            claim(GUEST, ConditionStatus::False, Reason::NotReady, "the readiness probe does not succeed (yet)")
+            claim(
+                GUEST,
+                ConditionStatus::False,
+                Reason::NotReady,
+                "the readiness probe does not succeed (yet)",
+            )
         };
     }
     let report = input.vm.status.as_ref().and_then(|status| status.guest.as_ref());
     // A report of an earlier pod says nothing about this one.
-    let state = report.filter(|guest| guest.pod_uid.as_ref() == Some(&pod.uid)).and_then(|guest| guest.state);
+    let state = report
+        .filter(|guest| guest.pod_uid.as_ref() == Some(&pod.uid))
+        .and_then(|guest| guest.state);
     match state {
-        Some(GuestState::Running) => claim(GUEST, ConditionStatus::True, Reason::Succeeded, "the guest's kernel runs"),
+        Some(GuestState::Running) => claim(
+            GUEST,
+            ConditionStatus::True,
+            Reason::Succeeded,
+            "the guest's kernel runs",
+        ),
         Some(GuestState::Booting) => waiting_false(GUEST, "the guest boots"),
         Some(GuestState::PoweringOff) => claim(GUEST, ConditionStatus::False, Reason::Stopping, "the guest powers off"),
         None => waiting(GUEST, "the node agent has not reported the guest yet"),
@@ -101,17 +172,29 @@ fn restart_required(input: &Input<'_>) -> Claim {
     if input.changed_fields.is_empty() {
         return up_to_date();
     }
-    let fields: Vec<String> = input.changed_fields.iter().map(|field| format!("spec.{field}")).collect();
+    let fields: Vec<String> = input
+        .changed_fields
+        .iter()
+        .map(|field| format!("spec.{field}"))
+        .collect();
     claim(
         ConditionType::RestartRequired,
         ConditionStatus::True,
         Reason::SpecChanged,
-        format!("{} changed since the VM was started: set spec.restartedAt to the present time to apply it", fields.join(", ")),
+        format!(
+            "{} changed since the VM was started: set spec.restartedAt to the present time to apply it",
+            fields.join(", ")
+        ),
     )
 }
 
 fn up_to_date() -> Claim {
-    claim(ConditionType::RestartRequired, ConditionStatus::False, Reason::UpToDate, "")
+    claim(
+        ConditionType::RestartRequired,
+        ConditionStatus::False,
+        Reason::UpToDate,
+        "",
+    )
 }
 
 fn fine(condition: ConditionType) -> Claim {

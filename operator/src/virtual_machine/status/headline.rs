@@ -10,14 +10,14 @@ use crate::virtual_machine::{
     pod_state::Phase,
 };
 
-fn line(
-    word: &'static str,
-    ready: bool,
-    reason: Reason,
-    message: impl Into<String>,
-    progress: Progress,
-) -> Headline {
-    Headline { word, ready, reason, message: message.into(), progress }
+fn line(word: &'static str, ready: bool, reason: Reason, message: impl Into<String>, progress: Progress) -> Headline {
+    Headline {
+        word,
+        ready,
+        reason,
+        message: message.into(),
+        progress,
+    }
 }
 
 fn under_way(word: &'static str, reason: Reason, message: impl Into<String>) -> Headline {
@@ -45,31 +45,44 @@ pub(super) fn headline(input: &Input<'_>) -> Headline {
     match decision {
         Decision::Create => under_way("Pending", Reason::Waiting, "the VM's pod is being made"),
         Decision::Keep => living(input),
-        Decision::Stop(StopCause::Halted) => {
-            under_way("Stopping", Reason::Stopping, "the guest is being shut down because runPolicy is Halted")
-        }
-        Decision::Stop(StopCause::Restart) => {
-            under_way("Restarting", Reason::Stopping, "the guest is being shut down to be started again (restartedAt)")
-        }
+        Decision::Stop(StopCause::Halted) => under_way(
+            "Stopping",
+            Reason::Stopping,
+            "the guest is being shut down because runPolicy is Halted",
+        ),
+        Decision::Stop(StopCause::Restart) => under_way(
+            "Restarting",
+            Reason::Stopping,
+            "the guest is being shut down to be started again (restartedAt)",
+        ),
         Decision::Remove => under_way("Restarting", Reason::Crashed, last_end(input)),
         Decision::Wait(cause) => waiting(input, cause),
-        Decision::Rest(RestCause::Halted) => {
-            line("Stopped", true, Reason::Stopped, "the VM is off because runPolicy is Halted", Progress::Settled)
-        }
+        Decision::Rest(RestCause::Halted) => line(
+            "Stopped",
+            true,
+            Reason::Stopped,
+            "the VM is off because runPolicy is Halted",
+            Progress::Settled,
+        ),
         Decision::Rest(RestCause::Completed) => {
             line("Completed", true, Reason::Completed, last_end(input), Progress::Settled)
         }
         Decision::Rest(RestCause::Failed) => stalled(
             "Failed",
             Reason::Failed,
-            format!("{}; to run the VM again, set spec.restartedAt to the present time", last_end(input)),
+            format!(
+                "{}; to run the VM again, set spec.restartedAt to the present time",
+                last_end(input)
+            ),
         ),
         Decision::Stall(StallCause::PodNameTaken) => {
             let name = input.vm.metadata.name.as_deref().unwrap_or_default();
             stalled(
                 "Failed",
                 Reason::PodNameTaken,
-                format!("a pod named {name:?} that is not this VM's has taken its name: delete that pod, or rename the VM"),
+                format!(
+                    "a pod named {name:?} that is not this VM's has taken its name: delete that pod, or rename the VM"
+                ),
             )
         }
         Decision::Stall(StallCause::Hopeless) => stalled(
@@ -92,17 +105,33 @@ fn waiting(input: &Input<'_>, cause: WaitCause) -> Headline {
                  back, or delete the Node object once it is certain that the machine is off"
             ),
         ),
-        WaitCause::OwnPodGone { halted: true, lost: false } => {
-            under_way("Stopping", Reason::Stopping, "the guest is being shut down because runPolicy is Halted")
-        }
-        WaitCause::OwnPodGone { halted: false, lost: false } => match input.pod.own().map(|pod| &pod.phase) {
+        WaitCause::OwnPodGone {
+            halted: true,
+            lost: false,
+        } => under_way(
+            "Stopping",
+            Reason::Stopping,
+            "the guest is being shut down because runPolicy is Halted",
+        ),
+        WaitCause::OwnPodGone {
+            halted: false,
+            lost: false,
+        } => match input.pod.own().map(|pod| &pod.phase) {
             Some(Phase::Ended(_)) if input.history.last_termination().is_some() => {
                 under_way("Restarting", Reason::Crashed, last_end(input))
             }
             Some(
-                Phase::Unscheduled { .. } | Phase::Starting { .. } | Phase::Running { .. } | Phase::Ended(_) | Phase::Unknown,
+                Phase::Unscheduled { .. }
+                | Phase::Starting { .. }
+                | Phase::Running { .. }
+                | Phase::Ended(_)
+                | Phase::Unknown,
             )
-            | None => under_way("Restarting", Reason::Stopping, "the guest is being shut down to be started again"),
+            | None => under_way(
+                "Restarting",
+                Reason::Stopping,
+                "the guest is being shut down to be started again",
+            ),
         },
         WaitCause::OtherPodGone => under_way(
             "Pending",
@@ -111,14 +140,19 @@ fn waiting(input: &Input<'_>, cause: WaitCause) -> Headline {
         ),
         WaitCause::Backoff { until } => {
             let runs = input.history.failures();
-            let message = format!("{}; started again at {until} after {runs} short runs in a row", last_end(input));
+            let message = format!(
+                "{}; started again at {until} after {runs} short runs in a row",
+                last_end(input)
+            );
             under_way("Restarting", Reason::Crashed, message)
         }
     }
 }
 
 fn living(input: &Input<'_>) -> Headline {
-    let Some(pod) = input.pod.own() else { return under_way("Starting", Reason::Starting, "the VM is starting") };
+    let Some(pod) = input.pod.own() else {
+        return under_way("Starting", Reason::Starting, "the VM is starting");
+    };
     match &pod.phase {
         Phase::Unscheduled { message: None } => {
             under_way("Pending", Reason::Waiting, "the VM's pod waits for the scheduler")
@@ -159,7 +193,9 @@ pub(super) fn unschedulable(scheduler: &str) -> (Reason, String) {
 
 /// How the last run ended, in a sentence.
 fn last_end(input: &Input<'_>) -> String {
-    let Some(last) = input.history.last_termination() else { return "the VM's pod was deleted while it ran".to_owned() };
+    let Some(last) = input.history.last_termination() else {
+        return "the VM's pod was deleted while it ran".to_owned();
+    };
     match last.message.as_deref().filter(|message| !message.is_empty()) {
         Some(message) => format!("{}: {message}", last.reason),
         None => last.reason.clone(),

@@ -72,7 +72,12 @@ fn living_pods_are_kept_or_stopped() {
         let decisions = POLICIES.map(|policy| decision(policy, &pod));
         assert_eq!(
             decisions,
-            [Decision::Keep, Decision::Keep, Decision::Keep, Decision::Stop(StopCause::Halted)],
+            [
+                Decision::Keep,
+                Decision::Keep,
+                Decision::Keep,
+                Decision::Stop(StopCause::Halted)
+            ],
             "{pod:?}"
         );
     }
@@ -84,8 +89,14 @@ fn ended_pods() {
     let failed = Decision::Rest(RestCause::Failed);
     let stalled = Decision::Stall(StallCause::Hopeless);
     let table = [
-        (Outcome::PoweredOff, [Decision::Remove, completed, completed, Decision::Remove]),
-        (Outcome::Failed, [Decision::Remove, Decision::Remove, failed, Decision::Remove]),
+        (
+            Outcome::PoweredOff,
+            [Decision::Remove, completed, completed, Decision::Remove],
+        ),
+        (
+            Outcome::Failed,
+            [Decision::Remove, Decision::Remove, failed, Decision::Remove],
+        ),
         (Outcome::Hopeless, [stalled, stalled, stalled, Decision::Remove]),
     ];
     for (outcome, expected) in table {
@@ -107,14 +118,26 @@ fn a_pod_that_was_removed_after_its_end_leaves_the_same_verdict() {
     ];
     for (outcome, expected) in table {
         let history = History::default().with_pod(&PodState::Own(own(ended(outcome))), at(10));
-        assert_eq!(POLICIES.map(|policy| after(policy, &PodState::Absent, &history)), expected, "{outcome:?}");
+        assert_eq!(
+            POLICIES.map(|policy| after(policy, &PodState::Absent, &history)),
+            expected,
+            "{outcome:?}"
+        );
     }
 }
 
 #[test]
 fn no_pod_yet() {
     let decisions = POLICIES.map(|policy| decision(policy, &PodState::Absent));
-    assert_eq!(decisions, [Decision::Create, Decision::Create, Decision::Create, Decision::Rest(RestCause::Halted)]);
+    assert_eq!(
+        decisions,
+        [
+            Decision::Create,
+            Decision::Create,
+            Decision::Create,
+            Decision::Rest(RestCause::Halted)
+        ]
+    );
 }
 
 #[test]
@@ -122,16 +145,30 @@ fn a_pod_deleted_under_its_vm() {
     let history = History::default().with_pod(&PodState::Own(own(Phase::Running { ready: true })), at(10));
     let decisions = POLICIES.map(|policy| after(policy, &PodState::Absent, &history));
     let over = Decision::Rest(RestCause::Failed);
-    assert_eq!(decisions, [Decision::Create, Decision::Create, over, Decision::Rest(RestCause::Halted)]);
+    assert_eq!(
+        decisions,
+        [
+            Decision::Create,
+            Decision::Create,
+            over,
+            Decision::Rest(RestCause::Halted)
+        ]
+    );
 }
 
 #[test]
 fn other_pods_of_that_name() {
     let halted = Decision::Rest(RestCause::Halted);
     let wait = Decision::Wait(WaitCause::OtherPodGone);
-    assert_eq!(POLICIES.map(|policy| decision(policy, &PodState::OfAnotherVm)), [wait, wait, wait, halted]);
+    assert_eq!(
+        POLICIES.map(|policy| decision(policy, &PodState::OfAnotherVm)),
+        [wait, wait, wait, halted]
+    );
     let taken = Decision::Stall(StallCause::PodNameTaken);
-    assert_eq!(POLICIES.map(|policy| decision(policy, &PodState::Foreign)), [taken, taken, taken, halted]);
+    assert_eq!(
+        POLICIES.map(|policy| decision(policy, &PodState::Foreign)),
+        [taken, taken, taken, halted]
+    );
 }
 
 #[test]
@@ -142,7 +179,10 @@ fn terminating_pods_are_waited_for() {
         let pod = PodState::Own(pod);
         for policy in POLICIES {
             let halted = policy == Halted;
-            assert_eq!(decision(policy, &pod), Decision::Wait(WaitCause::OwnPodGone { halted, lost }));
+            assert_eq!(
+                decision(policy, &pod),
+                Decision::Wait(WaitCause::OwnPodGone { halted, lost })
+            );
         }
     }
 }
@@ -166,13 +206,34 @@ fn a_newer_restarted_at_restarts() {
     };
     let served = at(5).to_string();
     let run = || Phase::Running { ready: true };
-    assert_eq!(decide_at(Always, run(), None, 1), Decision::Stop(StopCause::Restart), "newer than the pod");
+    assert_eq!(
+        decide_at(Always, run(), None, 1),
+        Decision::Stop(StopCause::Restart),
+        "newer than the pod"
+    );
     assert_eq!(decide_at(Always, run(), None, -1), Decision::Keep, "older than the pod");
-    assert_eq!(decide_at(Always, run(), Some(&served), 5), Decision::Keep, "already served");
-    assert_eq!(decide_at(Always, run(), Some(&served), 1_000_000), Decision::Stop(StopCause::Restart), "in the future");
-    assert_eq!(decide_at(Once, ended(Outcome::Failed), Some(&served), 6), Decision::Remove);
-    assert_eq!(decide_at(RerunOnFailure, ended(Outcome::PoweredOff), Some(&served), 6), Decision::Remove);
-    assert_eq!(decide_at(Always, ended(Outcome::Hopeless), Some(&served), 6), Decision::Remove);
+    assert_eq!(
+        decide_at(Always, run(), Some(&served), 5),
+        Decision::Keep,
+        "already served"
+    );
+    assert_eq!(
+        decide_at(Always, run(), Some(&served), 1_000_000),
+        Decision::Stop(StopCause::Restart),
+        "in the future"
+    );
+    assert_eq!(
+        decide_at(Once, ended(Outcome::Failed), Some(&served), 6),
+        Decision::Remove
+    );
+    assert_eq!(
+        decide_at(RerunOnFailure, ended(Outcome::PoweredOff), Some(&served), 6),
+        Decision::Remove
+    );
+    assert_eq!(
+        decide_at(Always, ended(Outcome::Hopeless), Some(&served), 6),
+        Decision::Remove
+    );
 }
 
 #[test]
@@ -194,7 +255,11 @@ fn a_changed_spec_ends_a_stall_and_a_backoff() {
 
 #[test]
 fn a_deleted_vm_is_left_to_the_garbage_collector() {
-    for pod in [PodState::Absent, PodState::Foreign, PodState::Own(own(Phase::Running { ready: true }))] {
+    for pod in [
+        PodState::Absent,
+        PodState::Foreign,
+        PodState::Own(own(Phase::Running { ready: true })),
+    ] {
         let facts = Facts {
             vm_is_deleted: true,
             run_policy: Always,

@@ -92,7 +92,12 @@ fn a_configuration_that_no_pod_can_carry_is_refused() {
     let data = "\u{1}".repeat(32 * 1024);
     let vm = with_spec(&json!({ "cloudInit": { "userData": data, "networkData": data } }));
     let error = pod(&valid(&vm), SHIM_IMAGE).expect_err("too large");
-    assert!(error.to_string().contains("put user data and network data into a Secret"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("put user data and network data into a Secret"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -125,5 +130,11 @@ fn the_same_name_twice_is_refused() {
     let vm = with_spec(&json!({ "disks": [
         { "name": "a", "emptyDisk": { "size": "1Gi" } }, { "name": "a", "emptyDisk": { "size": "1Gi" } },
     ] }));
-    assert_eq!(validate(&vm).err(), Some(Invalid::Name { kind: "disk", name: "a".to_owned() }));
+    assert_eq!(
+        validate(&vm).err(),
+        Some(Invalid::Name {
+            kind: "disk",
+            name: "a".to_owned()
+        })
+    );
 }

@@ -25,7 +25,9 @@ enum Happening {
     SomebodyElseGivesTheNameBack,
     Seconds(u16),
     /// The operator starts anew: it knows only what the API holds. Its last status write may have been lost.
-    OperatorRestarts { status_lost: bool },
+    OperatorRestarts {
+        status_lost: bool,
+    },
     Reconcile,
 }
 
@@ -137,7 +139,9 @@ impl World {
 
     fn end_pod(&mut self, outcome: Outcome) {
         let now = at(self.seconds);
-        let Some(pod) = self.own().filter(|pod| !matches!(pod.phase, Phase::Ended(_))) else { return };
+        let Some(pod) = self.own().filter(|pod| !matches!(pod.phase, Phase::Ended(_))) else {
+            return;
+        };
         let reason = match outcome {
             Outcome::PoweredOff => "PoweredOff",
             Outcome::Failed => "GuestCrashed",

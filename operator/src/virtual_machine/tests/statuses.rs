@@ -8,9 +8,7 @@ use insta::assert_yaml_snapshot;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use serde_json::{Value, json};
 
-use super::fixtures::{
-    at, bound, deleted, ended, minimal, parse, pod, running, said, step, waiting, with_spec,
-};
+use super::fixtures::{at, bound, deleted, ended, minimal, parse, pod, running, said, step, waiting, with_spec};
 use crate::virtual_machine::{
     announce,
     apply::Applied,
@@ -58,9 +56,12 @@ fn probed() -> VirtualMachine {
 #[test]
 fn unscheduled() {
     let pending = |message: &str| {
-        pod(&vm(), &json!({ "phase": "Pending", "conditions": [
+        pod(
+            &vm(),
+            &json!({ "phase": "Pending", "conditions": [
             { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message },
-        ] }))
+        ] }),
+        )
     };
     let memory = pending("0/2 nodes are available: 2 Insufficient memory.");
     check("unschedulable", &vm(), Some(&memory), None, &Kstatus::InProgress);
@@ -78,25 +79,55 @@ fn starting() {
 fn image_cannot_be_pulled() {
     let message = "failed to pull image \"guests/missing:1\": not found";
     let pulling = bound(pod(&vm(), &waiting("ErrImagePull", message)));
-    let trouble =
-        trouble::of_waiting(&Waiting { reason: "ErrImagePull".to_owned(), message: message.to_owned() });
-    check("image_pull_failed", &vm(), Some(&pulling), trouble.as_ref(), &Kstatus::InProgress);
-    let invalid = trouble::of_waiting(&Waiting { reason: "InvalidImageName".to_owned(), message: "A!".to_owned() });
-    check("image_name_invalid", &vm(), Some(&pulling), invalid.as_ref(), &Kstatus::Failed);
+    let trouble = trouble::of_waiting(&Waiting {
+        reason: "ErrImagePull".to_owned(),
+        message: message.to_owned(),
+    });
+    check(
+        "image_pull_failed",
+        &vm(),
+        Some(&pulling),
+        trouble.as_ref(),
+        &Kstatus::InProgress,
+    );
+    let invalid = trouble::of_waiting(&Waiting {
+        reason: "InvalidImageName".to_owned(),
+        message: "A!".to_owned(),
+    });
+    check(
+        "image_name_invalid",
+        &vm(),
+        Some(&pulling),
+        invalid.as_ref(),
+        &Kstatus::Failed,
+    );
 }
 
 #[test]
 fn backing_off_keeps_the_message_of_the_failure() {
     let mut vm = vm();
     let see = |vm: &VirtualMachine, reason: &str, message: &str| {
-        let waits = Waiting { reason: reason.to_owned(), message: message.to_owned() };
+        let waits = Waiting {
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        };
         let pod = bound(pod(vm, &waiting(reason, message)));
-        step(vm, Some(&pod), trouble::of_waiting(&waits).as_ref(), &Applied::Nothing, at(10)).1
+        step(
+            vm,
+            Some(&pod),
+            trouble::of_waiting(&waits).as_ref(),
+            &Applied::Nothing,
+            at(10),
+        )
+        .1
     };
     let failed = see(&vm, "ErrImagePull", "not found");
     vm.status = Some(failed.clone());
     let backing_off = see(&vm, "ImagePullBackOff", "Back-off pulling image");
-    assert_eq!(find(&failed.conditions, ConditionType::ImageReady), find(&backing_off.conditions, ConditionType::ImageReady));
+    assert_eq!(
+        find(&failed.conditions, ConditionType::ImageReady),
+        find(&backing_off.conditions, ConditionType::ImageReady)
+    );
 }
 
 #[test]
@@ -108,29 +139,62 @@ fn secret_is_missing() {
     }))
     .expect("an event");
     let creating = bound(pod(&vm(), &waiting("ContainerCreating", "")));
-    check("mount_failed", &vm(), Some(&creating), trouble::of_events(&[event]).as_ref(), &Kstatus::InProgress);
+    check(
+        "mount_failed",
+        &vm(),
+        Some(&creating),
+        trouble::of_events(&[event]).as_ref(),
+        &Kstatus::InProgress,
+    );
 }
 
 #[test]
 fn runs() {
-    check("running_without_probe", &vm(), Some(&bound(pod(&vm(), &running(true)))), None, &Kstatus::Current);
-    check("running_not_ready", &probed(), Some(&bound(pod(&probed(), &running(false)))), None, &Kstatus::InProgress);
-    check("running_ready", &probed(), Some(&bound(pod(&probed(), &running(true)))), None, &Kstatus::Current);
+    check(
+        "running_without_probe",
+        &vm(),
+        Some(&bound(pod(&vm(), &running(true)))),
+        None,
+        &Kstatus::Current,
+    );
+    check(
+        "running_not_ready",
+        &probed(),
+        Some(&bound(pod(&probed(), &running(false)))),
+        None,
+        &Kstatus::InProgress,
+    );
+    check(
+        "running_ready",
+        &probed(),
+        Some(&bound(pod(&probed(), &running(true)))),
+        None,
+        &Kstatus::Current,
+    );
 }
 
 #[test]
 fn guest_reports() {
     let mut running_guest = vm();
     running_guest.status = Some(
-        serde_json::from_value(json!({ "guest": { "podUID": super::fixtures::POD_UID, "state": "Running" } })).expect("a status"),
+        serde_json::from_value(json!({ "guest": { "podUID": super::fixtures::POD_UID, "state": "Running" } }))
+            .expect("a status"),
     );
-    check("guest_running", &running_guest, Some(&bound(pod(&vm(), &running(true)))), None, &Kstatus::Current);
+    check(
+        "guest_running",
+        &running_guest,
+        Some(&bound(pod(&vm(), &running(true)))),
+        None,
+        &Kstatus::Current,
+    );
 }
 
 #[test]
 fn spec_changed_while_it_runs() {
     let before = bound(pod(&vm(), &running(true)));
-    let after = with_spec(&json!({ "cpu": { "cores": 4 }, "interfaces": [{ "name": "default", "masquerade": {} }], "runPolicy": "Always" }));
+    let after = with_spec(
+        &json!({ "cpu": { "cores": 4 }, "interfaces": [{ "name": "default", "masquerade": {} }], "runPolicy": "Always" }),
+    );
     check("restart_required", &after, Some(&before), None, &Kstatus::Current);
 }
 
@@ -138,9 +202,21 @@ fn spec_changed_while_it_runs() {
 fn halted() {
     let halted = with_spec(&json!({ "runPolicy": "Halted" }));
     check("halted", &halted, None, None, &Kstatus::Current);
-    check("halting", &halted, Some(&bound(pod(&halted, &running(true)))), None, &Kstatus::InProgress);
+    check(
+        "halting",
+        &halted,
+        Some(&bound(pod(&halted, &running(true)))),
+        None,
+        &Kstatus::InProgress,
+    );
     let terminating = deleted(bound(pod(&halted, &running(true))), 80);
-    check("halting_terminating", &halted, Some(&terminating), None, &Kstatus::InProgress);
+    check(
+        "halting_terminating",
+        &halted,
+        Some(&terminating),
+        None,
+        &Kstatus::InProgress,
+    );
 }
 
 #[test]
@@ -159,11 +235,26 @@ fn ends() {
     let hopeless = bound(pod(&vm(), &ended("Failed", 21, "Error", &kernel, 9)));
     check("invalid_boot_source", &vm(), Some(&hopeless), None, &Kstatus::Failed);
     let once = with_spec(&json!({ "runPolicy": "Once" }));
-    let off = bound(pod(&once, &ended("Succeeded", 0, "Completed", &said("PoweredOff", "the guest powered off"), 9)));
+    let off = bound(pod(
+        &once,
+        &ended(
+            "Succeeded",
+            0,
+            "Completed",
+            &said("PoweredOff", "the guest powered off"),
+            9,
+        ),
+    ));
     check("once_completed", &once, Some(&off), None, &Kstatus::Current);
-    let crashed = bound(pod(&once, &ended("Failed", 40, "Error", &said("GuestCrashed", "triple fault"), 9)));
+    let crashed = bound(pod(
+        &once,
+        &ended("Failed", 40, "Error", &said("GuestCrashed", "triple fault"), 9),
+    ));
     check("once_failed", &once, Some(&crashed), None, &Kstatus::Failed);
-    let evicted = bound(pod(&vm(), &json!({ "phase": "Failed", "reason": "Evicted", "message": "The node was low on memory" })));
+    let evicted = bound(pod(
+        &vm(),
+        &json!({ "phase": "Failed", "reason": "Evicted", "message": "The node was low on memory" }),
+    ));
     check("evicted", &vm(), Some(&evicted), None, &Kstatus::InProgress);
 }
 
@@ -171,8 +262,10 @@ fn ends() {
 fn backs_off_after_the_second_short_run() {
     let mut vm = vm();
     vm.status = Some(
-        serde_json::from_value(json!({ "restarts": { "failures": 1, "lastTermination": { "podUID": "earlier", "reason": "Killed" } } }))
-            .expect("a status"),
+        serde_json::from_value(
+            json!({ "restarts": { "failures": 1, "lastTermination": { "podUID": "earlier", "reason": "Killed" } } }),
+        )
+        .expect("a status"),
     );
     let killed = bound(pod(&vm, &ended("Failed", 137, "Error", "", 9)));
     check("backoff", &vm, Some(&killed), None, &Kstatus::InProgress);
@@ -192,7 +285,10 @@ fn name_is_taken() {
 #[test]
 fn pod_is_rejected() {
     let rejected = |message: &str, may_pass| {
-        let applied = Applied::Rejected { message: message.to_owned(), may_pass };
+        let applied = Applied::Rejected {
+            message: message.to_owned(),
+            may_pass,
+        };
         step(&vm(), None, None, &applied, at(10)).1
     };
     let quota = rejected("pods \"web\" is forbidden: exceeded quota: q", true);
@@ -233,7 +329,10 @@ fn events_are_told_once() {
     let (_, status) = step(&vm, Some(&pod), None, &Applied::Nothing, at(10));
     let verdict = Verdict::Done(Decision::Keep, Applied::Nothing);
     let told = announce::events(&VirtualMachineStatus::default(), &status, &verdict);
-    assert_eq!(told.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(), ["Ready"]);
+    assert_eq!(
+        told.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(),
+        ["Ready"]
+    );
     vm.status = Some(status.clone());
     let (_, again) = step(&vm, Some(&pod), None, &Applied::Nothing, at(60));
     assert!(announce::events(&status, &again, &verdict).is_empty());
