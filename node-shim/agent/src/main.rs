@@ -117,7 +117,8 @@ fn main() -> ExitCode {
 }
 
 fn start_log(arguments: &Arguments) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = EnvFilter::try_new(&arguments.log)?;
+    // The client logs each failed request as an error, and its caller logs it again with what is done about it.
+    let filter = EnvFilter::try_new(format!("kube_client::client::builder=off,{}", arguments.log))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

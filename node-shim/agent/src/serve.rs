@@ -83,7 +83,7 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
         .await
         .map_err(|source| ServeError::Client(Box::new(source)))?;
     let (reports, guest_reports) = mpsc::channel(QUEUED_REPORTS);
-    let (kvm, kvm_works) = watch::channel(Err("KVM has not been tried yet".to_owned()));
+    let (kvm, kvm_works) = watch::channel(kvm::trial(options.allow_paravirtual_kvm));
     let services = Services {
         kvm: kvm_works.clone(),
         reports,

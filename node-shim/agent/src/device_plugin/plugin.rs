@@ -110,7 +110,8 @@ impl Plugin {
                     let error = anyhow::Error::from(error);
                     tracing::warn!(
                         resource = self.resource.name(),
-                        "failed to register with the kubelet: {error:#}"
+                        "failed to register with the kubelet: {error}: {}",
+                        error.root_cause()
                     );
                     Some(REGISTER_RETRY)
                 }

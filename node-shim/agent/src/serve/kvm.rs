@@ -52,21 +52,31 @@ pub(super) async fn watch(
     allow_paravirtual: bool,
     kvm: watch::Sender<Result<(), String>>,
 ) -> Result<(), super::ServeError> {
+    log(&kvm.borrow());
     loop {
-        let found = tokio::task::block_in_place(|| probe(allow_paravirtual)).map_err(|error| error.to_string());
+        tokio::time::sleep(INTERVAL).await;
+        let found = tokio::task::block_in_place(|| trial(allow_paravirtual));
         kvm.send_if_modified(|known| {
             let changed = *known != found;
             if changed {
-                match &found {
-                    Ok(()) => tracing::info!("KVM works"),
-                    Err(reason) => tracing::warn!(%reason, "KVM does not work"),
-                }
+                log(&found);
                 *known = found;
             }
             changed
         });
-        tokio::time::sleep(INTERVAL).await;
     }
+}
+
+fn log(found: &Result<(), String>) {
+    match found {
+        Ok(()) => tracing::info!("KVM works"),
+        Err(reason) => tracing::warn!(%reason, "KVM does not work"),
+    }
+}
+
+/// Whether VMs can run here now, and why not. Takes some milliseconds.
+pub(super) fn trial(allow_paravirtual: bool) -> Result<(), String> {
+    probe(allow_paravirtual).map_err(|error| error.to_string())
 }
 
 /// Opens `/dev/kvm` for a shim, which makes its VM on it.
