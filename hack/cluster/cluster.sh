@@ -43,10 +43,24 @@ start_node() { # start_node NODE KIND FUNCTION ARGUMENT...: unless it runs; star
   echo "$kind" >"$(node_directory "$node")/kind"
 }
 
+have_cluster() { # have_cluster native|emulated: one that is Ready; what an earlier run left is completed, or else made anew
+  local new=yes
+  [ ! -e "$state/inputs" ] || new=
+  start_cluster "$1"
+  if [ -n "$new" ]; then
+    wait_for_cluster
+  elif ! (wait_for_cluster); then
+    step "what an earlier run left does not become Ready: making it anew"
+    remove_cluster
+    start_cluster "$1"
+    wait_for_cluster
+  fi
+}
+
 wait_for_cluster() {
   wait_for 120 "API server" api_ready || complain control-plane "the API server is not ready; see $logs/kube-apiserver.log"
   step "API server is ready on 127.0.0.1:$(cat "$state/port")"
-  kubectl apply --server-side -f "$hack/cluster/coredns.yaml" >/dev/null
+  kubectl apply --server-side -f "$hack/cluster/coredns.yaml" >/dev/null || complain control-plane "DNS cannot be applied"
   local node
   for node in "$native_node" "$kvm_node"; do
     wait_for 240 "node $node" node_ready "$node" || complain "$node" "node $node is not Ready; see $logs and hack/node-exec"

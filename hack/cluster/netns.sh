@@ -7,10 +7,12 @@ netns_file() { echo "$state/netns/$1"; }
 netns_exists() { [ "$(stat -f -c %T "$(netns_file "$1")" 2>/dev/null)" = nsfs ]; }
 
 netns_add() { # netns_add NAME
-  netns_exists "$1" && return
-  mkdir -p "$state/netns"
-  touch "$(netns_file "$1")"
-  unshare --net="$(netns_file "$1")" ip link set lo up
+  if ! netns_exists "$1"; then
+    mkdir -p "$state/netns"
+    touch "$(netns_file "$1")"
+    unshare --net="$(netns_file "$1")" true
+  fi
+  in_netns "$1" ip link set lo up
 }
 
 in_netns() { # in_netns NAME COMMAND...
@@ -33,9 +35,12 @@ netns_delete() { # netns_delete NAME: with whatever process is still in it
   rm -f "$file"
 }
 
+# Below, the last thing that is done to a device says that it is complete. One that an interrupted run left is made anew.
+
 make_control_plane_network() { # the bridge that joins everything is in the control plane's namespace
   netns_add control-plane
-  in_netns control-plane ip link show br0 >/dev/null 2>&1 && return
+  [ -z "$(in_netns control-plane ip link show br0 up 2>/dev/null)" ] || return 0
+  in_netns control-plane ip link delete br0 2>/dev/null || true
   in_netns control-plane sh -euc "
     sysctl -qw net.ipv4.ip_forward=1
     ip link add br0 type bridge forward_delay 0
@@ -52,7 +57,8 @@ make_node_network() { # make_node_network NODE: a namespace with an eth0 on the 
   local node=$1 port other
   port=node$(node_index "$node")
   netns_add "$node"
-  in_netns control-plane ip link show "$port" >/dev/null 2>&1 && return
+  [ -z "$(in_netns "$node" ip route show default 2>/dev/null)" ] || return 0
+  in_netns control-plane ip link delete "$port" 2>/dev/null || true
   in_netns control-plane ip link add "$port" type veth peer name eth0 netns "$(netns_file "$node")"
   in_netns control-plane ip link set "$port" master br0 up
   other=$kvm_node
@@ -61,14 +67,15 @@ make_node_network() { # make_node_network NODE: a namespace with an eth0 on the 
     sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
     ip address add $(node_ip "$node")/${node_network#*/} dev eth0
     ip link set eth0 up
-    ip route add default via $control_plane_ip
-    ip route add $(node_pods "$other") via $(node_ip "$other")"
+    ip route add $(node_pods "$other") via $(node_ip "$other")
+    ip route add default via $control_plane_ip"
 }
 
 make_node_tap() { # make_node_tap NODE: a port of the bridge for an emulated machine
   local port
   port=node$(node_index "$1")
-  in_netns control-plane ip link show "$port" >/dev/null 2>&1 && return
+  [ -z "$(in_netns control-plane ip link show "$port" master br0 2>/dev/null)" ] || return 0
+  in_netns control-plane ip link delete "$port" 2>/dev/null || true
   in_netns control-plane ip tuntap add dev "$port" mode tap
   in_netns control-plane ip link set "$port" master br0 up
 }
