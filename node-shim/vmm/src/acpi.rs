@@ -1,6 +1,6 @@
 //! ACPI tables (ACPI 6.4): what tells the guest about its processors, its PCI bus, its serial port and its power button.
 //!
-//! The power button and S5 are the fixed hardware of ACPI (PM1a registers and the system control interrupt), which every operating
+//! The power button and S5 are the fixed hardware of ACPI (`PM1a` registers and the system control interrupt), which every operating
 //! system knows how to handle without AML.
 
 use acpi_tables::Aml;
@@ -264,10 +264,10 @@ mod tests {
         table
     }
 
-    fn by_signature<'a>(tables: &'a [u8], signature: &[u8; 4]) -> &'a [u8] {
+    fn by_signature<'a>(tables: &'a [u8], signature: &str) -> &'a [u8] {
         let xsdt = table(tables, u64_at(tables, 24));
         let mut found = xsdt[36..].chunks_exact(8).map(|entry| table(tables, u64_at(entry, 0)));
-        found.find(|table| &table[..4] == signature).unwrap()
+        found.find(|table| &table[..4] == signature.as_bytes()).unwrap()
     }
 
     #[test]
@@ -276,18 +276,18 @@ mod tests {
         assert_eq!(&tables[..8], b"RSD PTR ");
         assert_eq!(sum(&tables[..20]), 0);
         assert_eq!(sum(&tables[..36]), 0);
-        let fadt = by_signature(&tables, b"FACP");
+        let fadt = by_signature(&tables, "FACP");
         assert_eq!(&table(&tables, u64_at(fadt, 140))[..4], b"DSDT");
         assert_eq!(&table(&tables, u64::from(u32_at(fadt, 36)))[..4], b"FACS");
         assert_eq!(u32_at(fadt, 36) % 64, 0, "the FACS is aligned");
-        let mcfg = by_signature(&tables, b"MCFG");
+        let mcfg = by_signature(&tables, "MCFG");
         assert_eq!(u64_at(mcfg, 44), layout::ECAM);
     }
 
     #[test]
     fn the_fadt_says_where_button_sleep_and_reset_are() {
         let tables = tables(1);
-        let fadt = by_signature(&tables, b"FACP");
+        let fadt = by_signature(&tables, "FACP");
         assert_eq!(u32_at(fadt, 56), u32::from(layout::PM1A_EVENT));
         assert_eq!(u32_at(fadt, 64), u32::from(layout::PM1A_CONTROL));
         assert_eq!(u64_at(fadt, 120), u64::from(layout::RESET_PORT));
@@ -300,7 +300,7 @@ mod tests {
         for vcpus in [1, 2, 128] {
             let tables = tables(vcpus);
             assert!(layout::ACPI_TABLES + (tables.len() as u64) < layout::ACPI_TABLES_END);
-            let mut rest = &by_signature(&tables, b"APIC")[44..];
+            let mut rest = &by_signature(&tables, "APIC")[44..];
             let mut ids = Vec::new();
             while let [kind, length, ..] = *rest {
                 if kind == 0 {

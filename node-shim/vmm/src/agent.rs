@@ -19,7 +19,7 @@ use crate::signals::StopSignals;
 mod packet;
 
 /// How long the agent may take to be there and to grant what is asked for: it may just be starting, on a node that is too.
-const NEGOTIATION_MAX: Duration = Duration::from_secs(60);
+const NEGOTIATION_MAX: Duration = Duration::from_mins(1);
 /// How long it may take to answer one `Hello`.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// First and longest wait before another try.

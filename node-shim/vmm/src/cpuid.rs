@@ -116,7 +116,7 @@ mod tests {
         };
         CpuId::from_entries(&[
             leaf(0, 0xd, 0, 0, 0),
-            leaf(1, 0x800f12, 0x0302_0800, 0, HTT),
+            leaf(1, 0x0080_0f12, 0x0302_0800, 0, HTT),
             leaf(0xb, 9, 9, 9, 9),
             leaf(0xd, 7, 0, 0, 0),
             leaf(0x4000_0000, 0x4000_0001, 1, 2, 3),

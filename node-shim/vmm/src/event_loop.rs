@@ -42,6 +42,17 @@ pub(crate) enum RunError {
     Poll(io::Error),
 }
 
+impl RunError {
+    /// For the exit code.
+    pub(crate) fn reason(&self) -> ExitReason {
+        match self {
+            Self::Machine(error) => error.reason(),
+            Self::Kvm(_) | Self::Memory(_) => ExitReason::HostUnavailable,
+            Self::Poll(_) => ExitReason::Internal,
+        }
+    }
+}
+
 /// How a VM ended.
 pub(crate) struct Ending {
     /// For the exit code.

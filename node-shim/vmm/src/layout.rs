@@ -86,11 +86,11 @@ pub(crate) const COM1: u16 = 0x3f8;
 pub(crate) const COM1_PORTS: u16 = 8;
 /// Interrupt of the first serial port.
 pub(crate) const COM1_IRQ: u32 = 4;
-/// ACPI PM1a event block: status, then enable, 2 bytes each (ACPI 6.4, 4.8.3.1).
+/// ACPI `PM1a` event block: status, then enable, 2 bytes each (ACPI 6.4, 4.8.3.1).
 pub(crate) const PM1A_EVENT: u16 = 0x600;
-/// ACPI PM1a control block, 2 bytes (ACPI 6.4, 4.8.3.2).
+/// ACPI `PM1a` control block, 2 bytes (ACPI 6.4, 4.8.3.2).
 pub(crate) const PM1A_CONTROL: u16 = 0x604;
-/// Ports of both PM1a blocks.
+/// Ports of both `PM1a` blocks.
 pub(crate) const PM1A_PORTS: u16 = 8;
 /// System control interrupt: level-triggered, active high.
 pub(crate) const SCI_IRQ: u32 = 9;
@@ -102,7 +102,7 @@ pub(crate) const PCI_CONFIG_PORTS: u16 = 8;
 pub(crate) const RESET_PORT: u16 = 0xcf9;
 /// What resets the machine when written to [`RESET_PORT`]: a hard reset (bits 1 and 2).
 pub(crate) const RESET_VALUE: u8 = 0x06;
-/// Sleep type of S5 in the PM1a control register, as `\_S5` tells the guest.
+/// Sleep type of S5 in the `PM1a` control register, as `\_S5` tells the guest.
 pub(crate) const S5_SLEEP_TYPE: u8 = 5;
 
 /// Input pins of the IO APIC; interrupts from here on are MSI routes.

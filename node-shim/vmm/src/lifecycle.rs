@@ -88,7 +88,6 @@ impl VmState {
     /// The next state, and what to do. `uptime` is the time since the guest's last start.
     pub(crate) fn on(self, event: &Event, uptime: Duration) -> (Self, Action) {
         match (self.phase, event) {
-            (Phase::Ended(_), _) => (self, Action::None),
             (Phase::Booting | Phase::Running | Phase::PoweringOff, Event::GuestPowerOff) => {
                 self.end(ExitReason::PoweredOff)
             }
@@ -102,7 +101,8 @@ impl VmState {
                 },
                 Action::Report,
             ),
-            (Phase::Running | Phase::PoweringOff, Event::DriverReady)
+            (Phase::Ended(_), _)
+            | (Phase::Running | Phase::PoweringOff, Event::DriverReady)
             | (Phase::PoweringOff, Event::StopRequested)
             // Left over from a power button that a reset has answered.
             | (Phase::Booting | Phase::Running, Event::GraceExpired) => (self, Action::None),

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use node_shim_protocol::ExitReason;
+use node_shim_virtio::device::Memory;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::{self, AcpiError};
@@ -20,7 +22,6 @@ use crate::power::{KeyboardController, PowerManagement};
 use crate::registers::{self, RegisterError};
 use crate::serial::SerialPort;
 use crate::vcpu::{Buses, Vcpu};
-use node_shim_virtio::device::Memory;
 
 /// Why a machine cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,17 @@ pub(crate) enum MachineError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl MachineError {
+    /// For the exit code.
+    pub(crate) fn reason(&self) -> ExitReason {
+        match self {
+            Self::Boot(_) => ExitReason::InvalidBootSource,
+            Self::Kvm(_) | Self::Registers { .. } | Self::Thread { .. } => ExitReason::HostUnavailable,
+            Self::Acpi(_) | Self::Cpuid(_) | Self::Overlap(_) => ExitReason::Internal,
+        }
+    }
 }
 
 /// What outlives a reset.

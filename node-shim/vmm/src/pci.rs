@@ -209,11 +209,15 @@ mod tests {
 
     #[test]
     fn both_ways_reach_the_same_register() {
-        for (slot, function, offset) in [(0, 0, 0), (1, 0, 0x10), (31, 7, 0xfe)] {
-            let expected = ConfigAddress { slot, function, offset };
-            let ecam = (slot as u64) << 15 | u64::from(function) << 12 | u64::from(offset);
+        for (slot, function, offset) in [(0_u32, 0, 0), (1, 0, 0x10), (31, 7, 0xfe)] {
+            let expected = ConfigAddress {
+                slot: slot as usize,
+                function,
+                offset,
+            };
+            let ecam = u64::from(slot) << 15 | u64::from(function) << 12 | u64::from(offset);
             assert_eq!(ConfigAddress::from_ecam(ecam), expected);
-            let port = ENABLE | (slot as u32) << 11 | u32::from(function) << 8 | u32::from(offset & 0xfc);
+            let port = ENABLE | slot << 11 | u32::from(function) << 8 | u32::from(offset & 0xfc);
             assert_eq!(ConfigAddress::from_port(port, u64::from(offset & 3)), Some(expected));
             assert_eq!(ConfigAddress::from_port(port & !ENABLE, 0), None);
             assert_eq!(ConfigAddress::from_port(port | 1 << 16, 0), None, "another bus");

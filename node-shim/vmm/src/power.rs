@@ -21,7 +21,7 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 /// Keyboard controller command: pulse the processor's reset line.
 const KEYBOARD_RESET: u8 = 0xfe;
 
-/// The PM1a registers.
+/// The `PM1a` registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Registers {
     status: u16,
@@ -75,7 +75,7 @@ impl Registers {
     }
 }
 
-/// The PM1a blocks on the port bus.
+/// The `PM1a` blocks on the port bus.
 pub(crate) struct PowerManagement {
     registers: Mutex<Registers>,
     vm: Arc<Vm>,

@@ -31,7 +31,7 @@ use crate::devices::seed::CloudInitError;
 use crate::devices::{self, disk, network, seed};
 use crate::event_loop::{self, Ending, RunError};
 use crate::kvm::{Host, KvmError};
-use crate::machine::{MachineError, Platform};
+use crate::machine::Platform;
 use crate::mailbox::Mailbox;
 use crate::memory::{self, MemoryError};
 use crate::pci::{PciBus, TooManyFunctions};
@@ -100,24 +100,22 @@ impl VmmError {
     pub(crate) fn reason(&self) -> ExitReason {
         match self {
             Self::Config(_) | Self::Slots(_) | Self::NoAgent(_) => ExitReason::InvalidConfig,
-            Self::Boot(_) | Self::Run(RunError::Machine(MachineError::Boot(_))) => ExitReason::InvalidBootSource,
+            Self::Boot(_) => ExitReason::InvalidBootSource,
             Self::Disk(error) => error.reason(),
             Self::CloudInit(_) => ExitReason::InvalidCloudInit,
             Self::Agent(AgentError::Stopped) => ExitReason::PoweredOff,
-            Self::Agent(_)
+            Self::Agent(
+                AgentError::Refused(_)
+                | AgentError::TimedOut { .. }
+                | AgentError::Unusable(_)
+                | AgentError::Namespace(_),
+            )
             | Self::Network(_)
             | Self::Kvm(_)
             | Self::Vcpus { .. }
             | Self::Memory(_)
-            | Self::Host { .. }
-            | Self::Run(RunError::Machine(
-                MachineError::Kvm(_) | MachineError::Registers { .. } | MachineError::Thread { .. },
-            ))
-            | Self::Run(RunError::Kvm(_) | RunError::Memory(_)) => ExitReason::HostUnavailable,
-            Self::Run(RunError::Poll(_))
-            | Self::Run(RunError::Machine(MachineError::Acpi(_) | MachineError::Cpuid(_) | MachineError::Overlap(_))) => {
-                ExitReason::Internal
-            }
+            | Self::Host { .. } => ExitReason::HostUnavailable,
+            Self::Run(error) => error.reason(),
         }
     }
 }

@@ -83,8 +83,8 @@ fn listen(path: &Path) -> OwnedFd {
 
 fn answer(socket: &OwnedFd, text: &[u8], descriptors: &[OwnedFd]) {
     let connection = rustix::net::accept(socket).unwrap();
-    let mut request = [0; 65536];
-    rustix::net::recv(&connection, &mut request, rustix::net::RecvFlags::empty()).unwrap();
+    let mut request = vec![0; 65536];
+    rustix::net::recv(&connection, request.as_mut_slice(), rustix::net::RecvFlags::empty()).unwrap();
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(9))];
     let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();

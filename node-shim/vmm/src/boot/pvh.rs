@@ -51,13 +51,13 @@ fn explain(source: &BootSource, memory_bytes: u64, error: &linux_loader::loader:
     use linux_loader::loader::{Error, elf};
     let file_bytes = super::length("kernel", &source.kernel_path, &source.kernel).unwrap_or(0);
     let need_bytes = layout::HIGH_RAM_START.saturating_add(file_bytes);
-    match error {
-        Error::Elf(elf::Error::ReadKernelImage) if need_bytes > memory_bytes => BootError::TooLittleMemory {
+    if matches!(error, Error::Elf(elf::Error::ReadKernelImage)) && need_bytes > memory_bytes {
+        return BootError::TooLittleMemory {
             have_bytes: memory_bytes,
             need_bytes: need_bytes.saturating_add(source.initrd_bytes()),
-        },
-        error => source.not_a_kernel(error.to_string()),
+        };
     }
+    source.not_a_kernel(error.to_string())
 }
 
 /// A structure of the boot ABI as bytes.

@@ -108,9 +108,9 @@ fn what_is_impossible_is_refused_and_the_field_named() {
         let mut config = minimal();
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         let parent = config.pointer_mut(parent).unwrap();
-        match parent {
-            Value::Array(items) => items[key.parse::<usize>().unwrap()] = value.clone(),
-            _ => parent[key] = value.clone(),
+        match key.parse::<usize>() {
+            Ok(index) => parent[index] = value.clone(),
+            Err(_) => parent[key] = value.clone(),
         }
         let error = check_json(config).expect_err(pointer).to_string();
         assert!(error.starts_with(&format!("{field}: ")), "{pointer} = {value}: {error}");

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LATE: Duration = Duration::from_secs(60);
+const LATE: Duration = Duration::from_mins(1);
 const SOON: Duration = Duration::from_secs(1);
 
 fn at(phase: Phase) -> VmState {
