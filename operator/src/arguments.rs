@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     /// Form of the log.
     #[arg(long, env = "TANDEM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
-    /// Log level, or directives as of tracing-subscriber's EnvFilter.
+    /// Log level, or directives as of tracing-subscriber's `EnvFilter`.
     #[arg(long, env = "TANDEM_LOG", default_value = "info")]
     pub(crate) log: String,
 }

@@ -15,7 +15,7 @@ const GRACE_SECONDS: u64 = 5;
 
 /// Why there is no lease.
 #[derive(Debug, Error)]
-pub(crate) enum Error {
+pub(crate) enum LeaseError {
     #[error("failed to set up the lease {namespace}/{name}")]
     Setup {
         namespace: String,
@@ -38,7 +38,7 @@ pub(crate) async fn acquire(
     namespace: &str,
     name: &str,
     identity: Option<&str>,
-) -> Result<Lease, Error> {
+) -> Result<Lease, LeaseError> {
     let mut builder = LeaseManagerBuilder::new(client, name)
         .with_namespace(namespace)
         .with_duration(DURATION_SECONDS)
@@ -47,14 +47,14 @@ pub(crate) async fn acquire(
         // The pod's name alone would let a restarted container take its predecessor for itself, which is right: it has gone.
         builder = builder.with_identity(identity);
     }
-    let setup = |source| Error::Setup {
+    let setup = |source| LeaseError::Setup {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         source,
     };
     let manager = builder.build().await.map_err(setup)?;
     let (mut state, task) = manager.watch().await;
-    state.wait_for(|leads| *leads).await.map_err(|_| Error::Watch)?;
+    state.wait_for(|leads| *leads).await.map_err(|_| LeaseError::Watch)?;
     Ok(Lease { state, task })
 }
 

@@ -63,7 +63,7 @@ const SCHEDULER_SECONDS: i64 = 2;
 
 /// Why a reconciliation failed; it is tried again.
 #[derive(Debug, Error)]
-pub(crate) enum Error {
+pub(crate) enum ReconcileError {
     #[error("failed to read {what} {name:?}")]
     Read {
         what: &'static str,
@@ -82,10 +82,10 @@ pub(crate) enum Error {
 }
 
 /// Brings one VM a step closer to its spec.
-pub(crate) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
+pub(crate) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let started = std::time::Instant::now();
     let result = match &object.0 {
-        Ok(vm) => reconcile_vm(vm, &context).await,
+        Ok(vm) => Box::pin(reconcile_vm(vm, &context)).await,
         Err(invalid) => report_unreadable(invalid, &context).await,
     };
     context.metrics.reconciled(result.is_ok(), started.elapsed());
@@ -96,7 +96,8 @@ pub(crate) async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Re
 }
 
 /// When a failed reconciliation is tried again: sooner at first, later when it keeps failing.
-pub(crate) fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
+#[allow(clippy::needless_pass_by_value)] // the controller calls it so
+pub(crate) fn error_policy(object: Arc<Guarded>, error: &ReconcileError, context: Arc<Context>) -> Action {
     let delay = context.next_failure_delay(object.as_ref());
     let cause = std::error::Error::source(error)
         .map(ToString::to_string)
@@ -111,7 +112,7 @@ pub(crate) fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Con
     Action::requeue(delay)
 }
 
-async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, Error> {
+async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, ReconcileError> {
     let observed = observe::observe(vm, context).await?;
     let old_history = History::from_status(vm.status.as_ref().and_then(|status| status.restarts.as_ref()));
     let history = old_history.with_pod(&observed.state, observed.now);
@@ -147,7 +148,7 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
     let rejected = match &applied {
-        Applied::Rejected { message, .. } => Some(Error::Rejected {
+        Applied::Rejected { message, .. } => Some(ReconcileError::Rejected {
             name: valid.name.clone(),
             message: message.clone(),
         }),
@@ -270,7 +271,7 @@ async fn write_status(
     status: VirtualMachineStatus,
     verdict: &Verdict,
     context: &Context,
-) -> Result<Option<VirtualMachine>, Error> {
+) -> Result<Option<VirtualMachine>, ReconcileError> {
     let mut old = vm.status.clone().unwrap_or_default();
     old.guest = None;
     if vm.status.is_some() && old == status {
@@ -299,7 +300,7 @@ async fn patch_status(
     uid: Option<String>,
     status: serde_json::Value,
     context: &Context,
-) -> Result<Option<Guarded>, Error> {
+) -> Result<Option<Guarded>, ReconcileError> {
     let vms: Api<Guarded> = Api::namespaced(context.client.clone(), namespace);
     let patch = json!({
         "apiVersion": VirtualMachine::api_version(&()),
@@ -312,7 +313,7 @@ async fn patch_status(
     match vms.patch_status(name, &parameters, &Patch::Apply(&patch)).await {
         Ok(written) => Ok(Some(written)),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
-        Err(source) => Err(Error::Write {
+        Err(source) => Err(ReconcileError::Write {
             verb: "write the status of",
             what: "VirtualMachine",
             name: name.to_owned(),
@@ -322,7 +323,7 @@ async fn patch_status(
 }
 
 /// Says in the status of an object that this operator cannot read it.
-async fn report_unreadable(invalid: &InvalidObject, context: &Context) -> Result<Action, Error> {
+async fn report_unreadable(invalid: &InvalidObject, context: &Context) -> Result<Action, ReconcileError> {
     let metadata = &invalid.metadata;
     let (name, namespace) = (
         metadata.name.clone().unwrap_or_default(),

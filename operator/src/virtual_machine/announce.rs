@@ -31,24 +31,19 @@ pub(crate) fn events(old: &VirtualMachineStatus, new: &VirtualMachineStatus, ver
             type_,
             reason,
             &last.reason,
-            format!("{}: {message}", last.reason),
+            &format!("{}: {message}", last.reason),
         ));
     }
     match verdict {
         Verdict::Done(Decision::Stop(StopCause::Halted), Applied::Deleted) => {
-            events.push(event(
-                EventType::Normal,
-                "Stopping",
-                "Stop",
-                "runPolicy is Halted".to_owned(),
-            ));
+            events.push(event(EventType::Normal, "Stopping", "Stop", "runPolicy is Halted"));
         }
         Verdict::Done(Decision::Stop(StopCause::Restart), Applied::Deleted) => {
             events.push(event(
                 EventType::Normal,
                 "Restarting",
                 "Restart",
-                "restartedAt is newer than the pod".to_owned(),
+                "restartedAt is newer than the pod",
             ));
         }
         Verdict::Done(..) | Verdict::Invalid { .. } => {}
@@ -94,7 +89,7 @@ fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<E
                 EventType::Normal,
                 "Ready",
                 "Run",
-                format!("the VM runs on {node} and is ready"),
+                &format!("the VM runs on {node} and is ready"),
             ));
         }
         Reason::NotReady => {
@@ -103,7 +98,7 @@ fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<E
                 EventType::Normal,
                 "Started",
                 "Run",
-                format!("the VM was started on {node}"),
+                &format!("the VM was started on {node}"),
             ));
         }
         Reason::Stopped => (EventType::Normal, "Stopped", "Stop"),
@@ -129,14 +124,14 @@ fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<E
         | Reason::SpecChanged
         | Reason::UpToDate => return None,
     };
-    Some(event(type_, name, action, text))
+    Some(event(type_, name, action, &text))
 }
 
-fn event(type_: EventType, reason: &str, action: &str, note: String) -> Event {
+fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
     Event {
         type_,
         reason: reason.to_owned(),
-        note: Some(truncated(&note, MAX_NOTE_BYTES).to_owned()),
+        note: Some(truncated(note, MAX_NOTE_BYTES).to_owned()),
         action: action.to_owned(),
         secondary: None,
     }

@@ -6,7 +6,7 @@ use kube::{
     api::{DeleteParams, PostParams, Preconditions},
 };
 
-use super::{Error, lifecycle::Decision, observe::Observed};
+use super::{ReconcileError, lifecycle::Decision, observe::Observed};
 use crate::context::Context;
 
 /// What came of a decision.
@@ -36,7 +36,7 @@ pub(crate) async fn apply(
     desired: Option<&Pod>,
     observed: &Observed,
     context: &Context,
-) -> Result<Applied, Error> {
+) -> Result<Applied, ReconcileError> {
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     match decision {
         Decision::Create => match desired {
@@ -54,7 +54,7 @@ pub(crate) async fn apply(
 }
 
 /// Creates, rather than applies: an apply would change a pod that somebody else has made under this name in the meantime.
-async fn create(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, Error> {
+async fn create(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, ReconcileError> {
     let parameters = PostParams {
         field_manager: Some(crds::status::FIELD_MANAGER.to_owned()),
         ..PostParams::default()
@@ -76,7 +76,7 @@ async fn create(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, Error> {
 }
 
 /// Deletes exactly the pod that was observed, with its own grace period.
-async fn delete(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, Error> {
+async fn delete(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, ReconcileError> {
     let parameters = DeleteParams {
         preconditions: Some(Preconditions {
             uid: pod.uid(),
@@ -91,8 +91,8 @@ async fn delete(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, Error> {
     }
 }
 
-fn write_error(verb: &'static str, pod: &Pod, source: kube::Error) -> Error {
-    Error::Write {
+fn write_error(verb: &'static str, pod: &Pod, source: kube::Error) -> ReconcileError {
+    ReconcileError::Write {
         verb,
         what: "pod",
         name: pod.name_any(),

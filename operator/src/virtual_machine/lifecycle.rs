@@ -153,15 +153,12 @@ fn after_end(facts: &Facts<'_>, outcome: Outcome, restart: bool) -> Decision {
     }
     let spec_changed = facts.history.ended_generation() != facts.generation;
     match (facts.run_policy, outcome) {
-        (RunPolicy::Halted, _) => Decision::Remove,
-        (RunPolicy::Once, Outcome::PoweredOff) | (RunPolicy::RerunOnFailure, Outcome::PoweredOff) => {
-            Decision::Rest(RestCause::Completed)
-        }
+        (RunPolicy::Once | RunPolicy::RerunOnFailure, Outcome::PoweredOff) => Decision::Rest(RestCause::Completed),
         (RunPolicy::Always | RunPolicy::RerunOnFailure | RunPolicy::Once, Outcome::Hopeless) if !spec_changed => {
             Decision::Stall(StallCause::Hopeless)
         }
         // A run that could never have begun does not count as the one run.
-        (RunPolicy::Once, Outcome::Hopeless) => Decision::Remove,
+        (RunPolicy::Halted, _) | (RunPolicy::Once, Outcome::Hopeless) => Decision::Remove,
         (RunPolicy::Once, Outcome::Failed) => Decision::Rest(RestCause::Failed),
         (RunPolicy::Always | RunPolicy::RerunOnFailure, Outcome::Failed | Outcome::Hopeless)
         | (RunPolicy::Always, Outcome::PoweredOff) => match backoff(facts, spec_changed) {

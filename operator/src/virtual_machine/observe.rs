@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{Api, ResourceExt, api::ListParams, runtime::reflector::ObjectRef};
 
 use super::{
-    Error,
+    ReconcileError,
     pod_state::{OwnPod, Phase, PodState},
     trouble::{self, Trouble},
 };
@@ -30,22 +30,21 @@ pub(crate) struct Observed {
 }
 
 /// Reads the VM's pod and, where it does not start, why.
-pub(crate) async fn observe(vm: &VirtualMachine, context: &Context) -> Result<Observed, Error> {
+pub(crate) async fn observe(vm: &VirtualMachine, context: &Context) -> Result<Observed, ReconcileError> {
     let now = Timestamp::now();
     let namespace = vm.namespace().unwrap_or_default();
     let name = vm.name_any();
     let cached = context.pods.get(&ObjectRef::new(&name).within(&namespace));
     // A pod is only ever made on fresh knowledge that there is none; and the cache holds our own pods only.
-    let pod = match cached {
-        Some(pod) => Some(pod.as_ref().clone()),
-        None => {
-            let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-            pods.get_opt(&name).await.map_err(|source| Error::Read {
-                what: "pod",
-                name,
-                source,
-            })?
-        }
+    let pod = if let Some(pod) = cached {
+        Some(pod.as_ref().clone())
+    } else {
+        let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+        pods.get_opt(&name).await.map_err(|source| ReconcileError::Read {
+            what: "pod",
+            name,
+            source,
+        })?
     };
     let state = PodState::read(vm, pod.as_ref());
     let trouble = match state.own() {

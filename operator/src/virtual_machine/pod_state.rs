@@ -21,7 +21,7 @@ pub(crate) enum PodState {
     /// It belongs to somebody else.
     Foreign,
     /// It is this VM's.
-    Own(OwnPod),
+    Own(Box<OwnPod>),
 }
 
 /// This VM's pod.
@@ -120,7 +120,7 @@ impl PodState {
             .iter()
             .find(|owner| owner.controller == Some(true));
         match controller {
-            Some(owner) if Some(&owner.uid) == vm.metadata.uid.as_ref() => Self::Own(own(pod)),
+            Some(owner) if Some(&owner.uid) == vm.metadata.uid.as_ref() => Self::Own(Box::new(own(pod))),
             Some(owner) if owner.kind == "VirtualMachine" && owner.api_version.starts_with("tandem.dev/") => {
                 Self::OfAnotherVm
             }

@@ -43,7 +43,7 @@ const CLOUD_INIT_VOLUME: &str = "cloud-init";
 
 /// Why no pod can be made from a VM.
 #[derive(Debug, Error)]
-pub(crate) enum Error {
+pub(crate) enum PodError {
     #[error("failed to write the VM's configuration as JSON")]
     Json(#[source] serde_json::Error),
     #[error(
@@ -54,7 +54,7 @@ pub(crate) enum Error {
 }
 
 /// The pod that should run a VM, with the shim from `shim_image`.
-pub(crate) fn pod(vm: &ValidatedVm, shim_image: &str) -> Result<Pod, Error> {
+pub(crate) fn pod(vm: &ValidatedVm, shim_image: &str) -> Result<Pod, PodError> {
     let config = vm_config(vm);
     Ok(Pod {
         metadata: ObjectMeta {
@@ -86,13 +86,13 @@ fn labels(vm: &ValidatedVm) -> BTreeMap<String, String> {
     labels
 }
 
-fn annotations(vm: &ValidatedVm, config: &VmConfig) -> Result<BTreeMap<String, String>, Error> {
+fn annotations(vm: &ValidatedVm, config: &VmConfig) -> Result<BTreeMap<String, String>, PodError> {
     let mut annotations = vm.source.spec.pod_metadata.clone().unwrap_or_default().annotations;
-    let hashes = serde_json::to_string(&spec_hashes(&vm.source.spec)).map_err(Error::Json)?;
+    let hashes = serde_json::to_string(&spec_hashes(&vm.source.spec)).map_err(PodError::Json)?;
     annotations.insert(ARGO_CD_ANNOTATION.to_owned(), "true".to_owned());
     annotations.insert(
         paths::CONFIG_ANNOTATION.to_owned(),
-        serde_json::to_string(config).map_err(Error::Json)?,
+        serde_json::to_string(config).map_err(PodError::Json)?,
     );
     annotations.insert(SPEC_HASHES_ANNOTATION.to_owned(), hashes);
     if let Some(generation) = vm.generation {
@@ -103,7 +103,7 @@ fn annotations(vm: &ValidatedVm, config: &VmConfig) -> Result<BTreeMap<String, S
     }
     let bytes = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > MAX_ANNOTATION_BYTES {
-        Err(Error::TooLarge(bytes))
+        Err(PodError::TooLarge(bytes))
     } else {
         Ok(annotations)
     }

@@ -14,9 +14,8 @@ pub(crate) type SpecHashes = BTreeMap<String, String>;
 
 /// Hashes of the fields of `spec` that are set.
 pub(crate) fn spec_hashes(spec: &VirtualMachineSpec) -> SpecHashes {
-    let fields = match serde_json::to_value(spec) {
-        Ok(Value::Object(fields)) => fields,
-        Ok(_) | Err(_) => return SpecHashes::new(),
+    let Ok(Value::Object(fields)) = serde_json::to_value(spec) else {
+        return SpecHashes::new();
     };
     let relevant = fields
         .into_iter()
@@ -27,8 +26,8 @@ pub(crate) fn spec_hashes(spec: &VirtualMachineSpec) -> SpecHashes {
 }
 
 fn short_hash(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
-    digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    let [first, second, third, fourth, ..] = <[u8; 32]>::from(Sha256::digest(text.as_bytes()));
+    format!("{first:02x}{second:02x}{third:02x}{fourth:02x}")
 }
 
 /// Names of the fields in which two specs differ, in order.

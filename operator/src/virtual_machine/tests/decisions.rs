@@ -42,6 +42,10 @@ fn ended(outcome: Outcome) -> Phase {
     })
 }
 
+fn boxed_own(phase: Phase) -> Box<OwnPod> {
+    Box::new(own(phase))
+}
+
 /// Decides about a VM of generation 1 whose history knows nothing but its present pod.
 fn decision(run_policy: RunPolicy, pod: &PodState) -> Decision {
     after(run_policy, pod, &History::default().with_pod(pod, at(10)))
@@ -68,7 +72,7 @@ fn living_pods_are_kept_or_stopped() {
         Phase::Running { ready: true },
         Phase::Unknown,
     ] {
-        let pod = PodState::Own(own(phase));
+        let pod = PodState::Own(boxed_own(phase));
         let decisions = POLICIES.map(|policy| decision(policy, &pod));
         assert_eq!(
             decisions,
@@ -100,7 +104,7 @@ fn ended_pods() {
         (Outcome::Hopeless, [stalled, stalled, stalled, Decision::Remove]),
     ];
     for (outcome, expected) in table {
-        let pod = PodState::Own(own(ended(outcome)));
+        let pod = PodState::Own(boxed_own(ended(outcome)));
         assert_eq!(POLICIES.map(|policy| decision(policy, &pod)), expected, "{outcome:?}");
     }
 }
@@ -117,7 +121,7 @@ fn a_pod_that_was_removed_after_its_end_leaves_the_same_verdict() {
         (Outcome::Hopeless, [stalled, stalled, stalled, halted]),
     ];
     for (outcome, expected) in table {
-        let history = History::default().with_pod(&PodState::Own(own(ended(outcome))), at(10));
+        let history = History::default().with_pod(&PodState::Own(boxed_own(ended(outcome))), at(10));
         assert_eq!(
             POLICIES.map(|policy| after(policy, &PodState::Absent, &history)),
             expected,
@@ -142,7 +146,7 @@ fn no_pod_yet() {
 
 #[test]
 fn a_pod_deleted_under_its_vm() {
-    let history = History::default().with_pod(&PodState::Own(own(Phase::Running { ready: true })), at(10));
+    let history = History::default().with_pod(&PodState::Own(boxed_own(Phase::Running { ready: true })), at(10));
     let decisions = POLICIES.map(|policy| after(policy, &PodState::Absent, &history));
     let over = Decision::Rest(RestCause::Failed);
     assert_eq!(
@@ -176,7 +180,7 @@ fn terminating_pods_are_waited_for() {
     for (grace_end, lost) in [(60, false), (-19, false), (-100, true)] {
         let mut pod = own(Phase::Running { ready: true });
         pod.deletion = Some(at(grace_end));
-        let pod = PodState::Own(pod);
+        let pod = PodState::Own(Box::new(pod));
         for policy in POLICIES {
             let halted = policy == Halted;
             assert_eq!(
@@ -192,7 +196,7 @@ fn a_newer_restarted_at_restarts() {
     let decide_at = |policy, phase: Phase, served: Option<&str>, wanted| {
         let mut pod = own(phase);
         pod.restarted_at = served.map(str::to_owned);
-        let pod = PodState::Own(pod);
+        let pod = PodState::Own(Box::new(pod));
         let history = History::default().with_pod(&pod, at(10));
         decide(&Facts {
             vm_is_deleted: false,
@@ -247,7 +251,7 @@ fn a_changed_spec_ends_a_stall_and_a_backoff() {
         history,
         now: at(10),
     };
-    let hopeless = PodState::Own(own(ended(Outcome::Hopeless)));
+    let hopeless = PodState::Own(boxed_own(ended(Outcome::Hopeless)));
     let history = History::default().with_pod(&hopeless, at(10));
     assert_eq!(decide(&facts(&hopeless, &history)), Decision::Remove);
     assert_eq!(decide(&facts(&PodState::Absent, &history)), Decision::Create);
@@ -258,7 +262,7 @@ fn a_deleted_vm_is_left_to_the_garbage_collector() {
     for pod in [
         PodState::Absent,
         PodState::Foreign,
-        PodState::Own(own(Phase::Running { ready: true })),
+        PodState::Own(boxed_own(Phase::Running { ready: true })),
     ] {
         let facts = Facts {
             vm_is_deleted: true,

@@ -1,4 +1,4 @@
-//! Golden pods and VmConfigs.
+//! Golden pods and `VmConfig`s.
 
 use insta::{assert_snapshot, assert_yaml_snapshot};
 use node_shim_protocol::{VmConfig, paths};

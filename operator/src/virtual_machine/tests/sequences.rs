@@ -176,7 +176,7 @@ impl World {
                 assert_eq!(self.pod, PodState::Absent, "a second pod");
                 self.pods_made += 1;
                 self.made_at_seconds.push(self.seconds);
-                self.pod = PodState::Own(OwnPod {
+                self.pod = PodState::Own(Box::new(OwnPod {
                     uid: self.pods_made.to_string(),
                     created: now,
                     generation: Some(self.generation),
@@ -185,7 +185,7 @@ impl World {
                     node: None,
                     addresses: Vec::new(),
                     phase: Phase::Starting { waiting: None },
-                });
+                }));
             }
             Decision::Stop(_) | Decision::Remove => {
                 let pod = self.own().expect("only the VM's own pod is ever deleted");

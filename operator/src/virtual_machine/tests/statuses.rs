@@ -306,19 +306,19 @@ fn unreadable_objects_are_reported() {
 
 #[test]
 fn the_same_state_makes_the_same_status() {
-    let states: [Value; 4] = [
+    let pods: [Value; 4] = [
         running(true),
         waiting("ContainerCreating", ""),
         ended("Failed", 137, "Error", "", 9),
         ended("Failed", 21, "Error", &said("InvalidDisk", "broken"), 9),
     ];
-    for state in states {
+    for pod_status in pods {
         let mut vm = vm();
-        let pod = bound(pod(&vm, &state));
-        let (first, status) = step(&vm, Some(&pod), None, &Applied::Nothing, at(10));
+        let pod = bound(pod(&vm, &pod_status));
+        let (earlier, status) = step(&vm, Some(&pod), None, &Applied::Nothing, at(10));
         vm.status = Some(status.clone());
         let (second, again) = step(&vm, Some(&pod), None, &Applied::Nothing, at(10));
-        assert_eq!((first, status), (second, again), "{state}");
+        assert_eq!((earlier, status), (second, again), "{pod_status}");
     }
 }
 
