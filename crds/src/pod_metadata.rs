@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::KubeSchema;
+use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Labels and annotations that a VM's pod carries, so that Services, NetworkPolicies and quotas select it.
@@ -11,14 +12,35 @@ use serde::{Deserialize, Serialize};
 pub struct PodMetadata {
     /// Labels of the pod, at most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32), inner(length(max = 63), pattern(r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")))]
+    #[schemars(schema_with = "labels")]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tandem.dev/') && key != 'app.kubernetes.io/managed-by')")
         .message("labels tandem.dev/* and app.kubernetes.io/managed-by belong to Tandem: leave them out"))]
     pub labels: BTreeMap<String, String>,
     /// Annotations of the pod, at most 32.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32), inner(length(max = 4096)))]
+    #[schemars(schema_with = "annotations")]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tandem.dev/'))")
         .message("annotations tandem.dev/* belong to Tandem: leave them out"))]
     pub annotations: BTreeMap<String, String>,
+}
+
+/// Schema of a map of labels, as `k8s.io/apimachinery/pkg/util/validation` checks their values.
+pub(crate) fn labels(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 32,
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": 63,
+            "pattern": "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$",
+        },
+    })
+}
+
+fn annotations(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 32,
+        "additionalProperties": { "type": "string", "maxLength": 4096 },
+    })
 }

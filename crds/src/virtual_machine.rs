@@ -89,7 +89,7 @@ pub struct VirtualMachineSpec {
     pub pod_metadata: Option<PodMetadata>,
     /// Labels that a node must have, as in a pod.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32), inner(length(max = 63)))]
+    #[schemars(schema_with = "crate::pod_metadata::labels")]
     pub node_selector: BTreeMap<String, String>,
     /// Affinity, as in a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
