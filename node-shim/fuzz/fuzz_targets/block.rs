@@ -16,7 +16,10 @@ struct Strict {
 impl Strict {
     fn range(&self, offset: u64, length: u64) -> std::ops::Range<usize> {
         let end = offset.checked_add(length).expect("a checked range");
-        assert!(end <= self.len() && offset % 512 == 0 && length % 512 == 0, "{offset} {length}");
+        assert!(
+            end <= self.len() && offset % 512 == 0 && length % 512 == 0,
+            "{offset} {length}"
+        );
         offset as usize..end as usize
     }
 }
@@ -56,7 +59,9 @@ fuzz_target!(|input: (bool, u64, Vec<Action>)| {
     let storage: Box<dyn Storage> = if read_only {
         Box::new(MemoryStorage::new(vec![1; 16 * 512]))
     } else {
-        Box::new(Strict { bytes: vec![1; 64 * 512] })
+        Box::new(Strict {
+            bytes: vec![1; 64 * 512],
+        })
     };
     drive(&mut Block::new("blk", "serial", storage), features, &actions, || {});
 });

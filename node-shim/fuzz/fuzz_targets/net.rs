@@ -28,7 +28,8 @@ impl Link for Socket {
 fuzz_target!(|input: (u64, Vec<Action>, Vec<Vec<u8>>)| {
     let (features, actions, frames) = input;
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let (link, network) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).expect("sockets");
+    let (link, network) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).expect("sockets");
     let mut frames = frames.into_iter();
     let mut device = Net::new("net", Box::new(Socket(link)), guest());
     drive(&mut device, features, &actions, || {
@@ -39,7 +40,11 @@ fuzz_target!(|input: (u64, Vec<Action>, Vec<Vec<u8>>)| {
         let mut sent = [0; 2048];
         while let Ok((length, _)) = rustix::net::recv(&network, &mut sent, RecvFlags::empty()) {
             if length >= 24 {
-                assert_eq!(sent[18..24], guest().mac.0, "a frame with another's MAC address left the guest");
+                assert_eq!(
+                    sent[18..24],
+                    guest().mac.0,
+                    "a frame with another's MAC address left the guest"
+                );
             }
         }
     });

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use node_shim_virtio::block::overlay::map::{BlockMap, HEADER_BYTES, Header};
 
-fuzz_target!(|input: (Vec<u8>, u64, Vec<u8>, Vec<(u32, u32)>)| {
+fuzz_target!(|input: (Vec<u8>, u32, Vec<u8>, Vec<(u32, u32)>)| {
     let (header, disk_bytes, bits, ranges) = input;
     let mut page = [0; HEADER_BYTES];
     let length = header.len().min(HEADER_BYTES);
@@ -12,7 +12,7 @@ fuzz_target!(|input: (Vec<u8>, u64, Vec<u8>, Vec<(u32, u32)>)| {
     if let Ok(header) = Header::decode(&page) {
         assert_eq!(Header::decode(&header.encode()), Ok(header));
     }
-    let mut map = BlockMap::decode(disk_bytes, &bits);
+    let mut map = BlockMap::decode(u64::from(disk_bytes), &bits);
     for (first, end) in ranges.into_iter().take(32) {
         let (first, end) = (u64::from(first), u64::from(end));
         let before = map.present();

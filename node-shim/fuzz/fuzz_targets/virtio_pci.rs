@@ -14,16 +14,44 @@ use node_shim_virtio::testing::{ActivatorLog, InterruptLog, guest_memory};
 
 #[derive(Arbitrary, Debug)]
 enum Access {
-    ReadConfig { offset: u16, width: u8 },
-    WriteConfig { offset: u8, value: u32, width: u8 },
-    ReadBar { offset: u16, width: u8 },
-    WriteBar { offset: u16, value: u64, width: u8 },
+    ReadConfig {
+        offset: u16,
+        width: u8,
+    },
+    WriteConfig {
+        offset: u8,
+        value: u32,
+        width: u8,
+    },
+    ReadBar {
+        offset: u16,
+        width: u8,
+    },
+    WriteBar {
+        offset: u16,
+        value: u64,
+        width: u8,
+    },
     /// A register of the common configuration, so that the fuzzer finds them soon.
-    WriteCommon { offset: u8, value: u32, width: u8 },
-    FarBar { offset: u64 },
+    WriteCommon {
+        offset: u8,
+        value: u32,
+        width: u8,
+    },
+    FarBar {
+        offset: u64,
+    },
     /// All the steps up to DRIVER_OK, with these queue addresses.
-    Start { table: Address, available: Address, used: Address, size: u16 },
-    Put { address: Address, bytes: Vec<u8> },
+    Start {
+        table: Address,
+        available: Address,
+        used: Address,
+        size: u16,
+    },
+    Put {
+        address: Address,
+        bytes: Vec<u8>,
+    },
     Kick(u8),
     PowerOn,
 }
@@ -41,23 +69,40 @@ fuzz_target!(|accesses: Vec<Access>| {
     for access in accesses.iter().take(128) {
         match access {
             Access::ReadConfig { offset, width: bytes } => function.read_config(*offset, &mut [0; 8][..width(*bytes)]),
-            Access::WriteConfig { offset, value, width: bytes } => {
+            Access::WriteConfig {
+                offset,
+                value,
+                width: bytes,
+            } => {
                 function.write_config(u16::from(*offset), &value.to_le_bytes()[..width(*bytes).min(4)]);
             }
             Access::ReadBar { offset, width: bytes } => {
                 function.read_bar(u64::from(*offset), &mut [0; 8][..width(*bytes)]);
             }
-            Access::WriteBar { offset, value, width: bytes } => {
+            Access::WriteBar {
+                offset,
+                value,
+                width: bytes,
+            } => {
                 function.write_bar(u64::from(*offset), &value.to_le_bytes()[..width(*bytes)]);
             }
-            Access::WriteCommon { offset, value, width: bytes } => {
+            Access::WriteCommon {
+                offset,
+                value,
+                width: bytes,
+            } => {
                 function.write_bar(u64::from(offset % 64), &value.to_le_bytes()[..width(*bytes).min(4)]);
             }
             Access::FarBar { offset } => {
                 function.read_bar(*offset, &mut [0; 8]);
                 function.write_bar(*offset, &[0xff; 8]);
             }
-            Access::Start { table, available, used, size } => start(&function, [*table, *available, *used], *size),
+            Access::Start {
+                table,
+                available,
+                used,
+                size,
+            } => start(&function, [*table, *available, *used], *size),
             Access::Put { address, bytes } => put(&memory, address.resolve(), bytes),
             Access::Kick(queue) => {
                 function.write_bar(0x2000 + 4 * u64::from(*queue), &[0, 0]);
@@ -73,7 +118,12 @@ fuzz_target!(|accesses: Vec<Access>| {
         function.read_bar(20, &mut status);
         // Connected exactly while the device is live, as far as memory space lets the driver see it.
         if status[0] != 0xff {
-            assert_eq!(activator.connected(), status[0] & 4 != 0 && status[0] & 64 == 0, "status {:#x}", status[0]);
+            assert_eq!(
+                activator.connected(),
+                status[0] & 4 != 0 && status[0] & 64 == 0,
+                "status {:#x}",
+                status[0]
+            );
         }
     }
 });

@@ -146,7 +146,11 @@ pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], m
                 put(&memory, address.resolve(), bytes);
                 Ok(())
             }
-            Action::Describe { queue, index, descriptor } => {
+            Action::Describe {
+                queue,
+                index,
+                descriptor,
+            } => {
                 queues[pick(queue)].write_descriptor(&memory, u16::from(*index) % QUEUE_SIZE, descriptor.resolve());
                 Ok(())
             }
@@ -154,8 +158,13 @@ pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], m
                 let chain: Vec<Descriptor> = chain.iter().take(20).map(|any| any.resolve()).collect();
                 let queue = &mut queues[pick(queue)];
                 // Only WRITE and INDIRECT are the fuzzer's: the links are right.
-                let chain: Vec<Descriptor> =
-                    chain.iter().map(|one| Descriptor { flags: one.flags & !Descriptor::NEXT, ..*one }).collect();
+                let chain: Vec<Descriptor> = chain
+                    .iter()
+                    .map(|one| Descriptor {
+                        flags: one.flags & !Descriptor::NEXT,
+                        ..*one
+                    })
+                    .collect();
                 queue.send(&memory, u16::from(*head) % QUEUE_SIZE, &chain);
                 Ok(())
             }
@@ -213,7 +222,11 @@ pub fn guest() -> GuestIdentity {
         gateway_mac: MacAddress([2, 0, 0, 0, 0, 1]),
         mtu: 1450,
         name_servers: vec![Ipv4Addr::new(10, 96, 0, 10)],
-        search: vec!["default.svc.cluster.local".into(), "svc.cluster.local".into(), "cluster.local".into()],
+        search: vec![
+            "default.svc.cluster.local".into(),
+            "svc.cluster.local".into(),
+            "cluster.local".into(),
+        ],
         host_name: "fuzz".into(),
     }
 }
