@@ -141,7 +141,10 @@ impl BlockMap {
     pub fn run(&self, block: u64, end: u64) -> (bool, u64) {
         let present = self.word(block) >> (block % WORD_BITS) & 1 == 1;
         let mut at = block;
-        while at < end {
+        let held = (self.words.len() as u64).saturating_mul(WORD_BITS);
+        // Beyond what is held there are no blocks: one word of that tells.
+        let last = if present { end } else { end.min(held) };
+        while at < last {
             // Ones where it is different, from `at` on.
             let word = self.word(at);
             let different = if present { !word } else { word } >> (at % WORD_BITS);
