@@ -110,6 +110,9 @@ mod tests {
         check(unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header) }).unwrap();
         assert_eq!(header, 12);
         let error = tap.file.read(&mut [0; 64]).unwrap_err();
-        assert!(matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EIO)), "{error}");
+        assert!(
+            matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EIO)),
+            "{error}"
+        );
     }
 }
