@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
@@ -56,14 +56,25 @@ pub(crate) async fn run(
         .reflect(pod_writer)
         .touched_objects()
         .filter_map(async |pod| vm_of(&pod.ok()?));
-    let controller = Controller::new(vms, watcher::Config::default())
+    let ready_flag = health.ready.clone();
+    let (vm_store, vm_writer) = reflector::store();
+    let vm_stream = watcher(vms, watcher::Config::default())
+        .default_backoff()
+        .reflect(vm_writer)
+        // Not by Store::wait_until_ready: it wakes one waiter only, and the controller is one.
+        .inspect_ok(move |event| {
+            if matches!(event, watcher::Event::InitDone) && !ready_flag.swap(true, Ordering::AcqRel) {
+                tracing::info!("every VirtualMachine is known");
+            }
+        })
+        .applied_objects();
+    let controller = Controller::for_stream(vm_stream, vm_store.clone())
         .reconcile_on(pod_stream)
         .with_config(Config::default().concurrency(arguments.concurrency))
         .graceful_shutdown_on(async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         });
-    let vm_store = controller.store();
-    let _ = health.vms.set(vm_store.clone());
+    let _ = health.vms.set(vm_store);
     let reporter = Reporter {
         controller: "tandem-operator".to_owned(),
         instance: arguments.identity.clone(),
@@ -77,13 +88,6 @@ pub(crate) async fn run(
         Recorder::new(client, reporter),
         health.metrics.clone(),
     ));
-    let ready_flag = health.ready.clone();
-    tokio::spawn(async move {
-        if vm_store.wait_until_ready().await.is_ok() {
-            ready_flag.store(true, Ordering::Release);
-            tracing::info!("every VirtualMachine is known");
-        }
-    });
     controller
         .run(reconcile, error_policy, context)
         .for_each(|_| ready(()))
