@@ -8,6 +8,9 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegion
 
 use crate::layout;
 
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Why guest RAM cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MemoryError {
@@ -107,16 +110,20 @@ pub(crate) fn map(size_bytes: u64) -> Result<Arc<Memory>, MemoryError> {
     let mut regions = Vec::new();
     for range in ram_ranges(size_bytes) {
         let bytes = usize::try_from(range.size).map_err(|error| MemoryError::Regions(error.to_string()))?;
-        let mapping = MmapRegion::<()>::build(
-            None,
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-        )
-        .map_err(|error| MemoryError::Map {
+        let address = map_aligned(bytes).map_err(|source| MemoryError::Map {
             bytes: range.size,
-            source: io::Error::other(error),
+            source: source.into(),
         })?;
+        // SAFETY: the mapping is new, has this size, and nobody takes it away: RAM stays until the process ends.
+        let mapping = unsafe {
+            MmapRegion::<()>::build_raw(
+                address.cast(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            )
+        };
+        let mapping = mapping.map_err(|error| MemoryError::Regions(error.to_string()))?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(range.start))
             .ok_or_else(|| MemoryError::Regions(format!("a region at {:#x} overflows", range.start)))?;
         regions.push(region);
@@ -126,6 +133,32 @@ pub(crate) fn map(size_bytes: u64) -> Result<Arc<Memory>, MemoryError> {
         advise(region);
     }
     Ok(Arc::new(memory))
+}
+
+/// Maps memory at a multiple of [`HUGE_PAGE`]: only where the addresses of guest and host agree in their low 21 bits can KVM map a huge
+/// page as one. Kernels before 6.7 do not do that by themselves, and every small page costs an exit when the guest first uses it.
+fn map_aligned(bytes: usize) -> rustix::io::Result<*mut std::ffi::c_void> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    let total = bytes.checked_add(HUGE_PAGE).ok_or(rustix::io::Errno::NOMEM)?;
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping where the kernel has room.
+    let start = unsafe {
+        mmap_anonymous(
+            std::ptr::null_mut(),
+            total,
+            protection,
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+        )
+    }?;
+    let head = start.addr().next_multiple_of(HUGE_PAGE) - start.addr();
+    let aligned = start.wrapping_byte_add(head);
+    for (address, length) in [(start, head), (aligned.wrapping_byte_add(bytes), HUGE_PAGE - head)] {
+        if length > 0 {
+            // SAFETY: the part of the new mapping before or after what is kept; nobody knows of it.
+            unsafe { munmap(address, length) }?;
+        }
+    }
+    Ok(aligned)
 }
 
 /// Empties guest RAM: every page reads as zero again.
@@ -194,5 +227,10 @@ mod tests {
     fn mapped_memory_has_the_size_that_was_asked_for() {
         let memory = map(16 * MIB).unwrap();
         assert_eq!(memory.iter().map(GuestMemoryRegion::len).sum::<u64>(), 16 * MIB);
+        assert!(
+            memory
+                .iter()
+                .all(|region| region.as_ptr().addr().is_multiple_of(HUGE_PAGE))
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! The end of the process: the terminal restored, the reason in the termination message, on stderr and in the exit code.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -51,13 +51,11 @@ pub(crate) fn end(reason: ExitReason, message: &str) -> ! {
     std::process::exit(i32::from(reason.code()));
 }
 
+/// Writes the file. The kubelet's is there already and somebody else's: asking to create it could be refused where writing is not
+/// (`fs.protected_regular`).
 fn write_log(path: &Path, line: &str) -> std::io::Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)?
-        .write_all(line.as_bytes())
+    let file = OpenOptions::new().write(true).truncate(true).open(path);
+    file.or_else(|_| File::create(path))?.write_all(line.as_bytes())
 }
 
 /// The termination message, one line of JSON.
