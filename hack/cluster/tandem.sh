@@ -54,7 +54,7 @@ apply_examples() { # and waits for the VM, telling how far it is
       step "  $now"
       last=$now
     fi
-    sleep 1
+    sleep 5 # each look costs the emulated node as much as a small container
   done
   wait $progress || die "the VM is not Ready; look at: kubectl describe vm,pod"
   kubectl wait --for=condition=Ready --timeout 2m pod/web pod/client >"$logs/wait.log" 2>&1 ||
