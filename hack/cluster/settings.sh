@@ -17,8 +17,8 @@ service_network=10.96.0.0/16
 service_ip=10.96.0.1
 dns_ip=10.96.0.10
 
-# Size of the emulated node. Its memory is what VMs on it can have, less about 0.5 GiB for its own system.
-emulated_cpus=${TANDEM_KVM_NODE_CPUS:-2}
+# Size of the emulated node. With two CPUs its kernel now and then loses its GS base on the way out of a guest (QEMU 7.2). Its memory is what VMs on it can have, less about 0.5 GiB for its own system.
+emulated_cpus=${TANDEM_KVM_NODE_CPUS:-1}
 emulated_memory=${TANDEM_KVM_NODE_MEMORY:-4G}
 
 use_cluster() { # use_cluster NAME: sets everything that depends on the cluster's name

@@ -46,7 +46,7 @@ apply_examples() { # and waits for the VM, telling how far it is
   local last='' now progress
   step "applying examples/"
   kubectl apply -f "$hack/../examples/" | sed 's/^/           /'
-  kubectl wait --for=condition=Ready --timeout 15m vm --all >"$logs/wait.log" 2>&1 &
+  kubectl wait --for=condition=Ready --timeout 15m vm --all >"$logs/wait.log" 2>&1 9>&- &
   progress=$!
   while kill -0 $progress 2>/dev/null; do
     now=$(vm_progress) || now=$last
