@@ -51,7 +51,7 @@ impl Runner {
             }
             Err(error) => {
                 self.failed.push(name);
-                println!("  {name}: FAILED ({seconds:.1} s)\n{}", indent(&format!("{error:?}")));
+                println!("  {name}: FAILED ({seconds:.1} s)\n{}", indent(&format!("{error:#}")));
             }
         }
     }

@@ -57,7 +57,7 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
             "inline user data over the limit is refused",
             "/spec/cloudInit",
             json!({"userData": "x".repeat(33_000)}),
-            "32768",
+            "32 KiB",
         ),
         (
             "two sources of user data are refused",

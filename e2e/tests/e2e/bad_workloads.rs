@@ -1,6 +1,6 @@
 //! What only shows when the VM is to start: each fault has its own clear message on the VM, and none starts a crash loop.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::cluster::{Cluster, condition, has_condition};
 use e2e::manifest::{GUEST_IMAGE, TOOLS_IMAGE, small_vm, with};
 use e2e::runner::Runner;
@@ -88,7 +88,7 @@ fn waiting() -> Vec<Broken> {
 /// Faults of the VM itself: it is not tried again before its spec changes.
 fn stalled() -> Vec<Broken> {
     let path = "/spec/boot/kernel/kernelPath";
-    let corrupt = json!([{"name": "root", "image": {"image": TOOLS_IMAGE, "path": "/etc/hostname"}}]);
+    let corrupt = json!([{"name": "root", "image": {"image": TOOLS_IMAGE, "path": "/etc/passwd"}}]);
     vec![
         Broken {
             case: "an image without the named kernel is explained",
@@ -150,16 +150,10 @@ async fn is_explained(cluster: &Cluster, broken: &Broken) -> Result<()> {
 /// The pod that failed is still the only one that was ever made: its UID does not change while the VM is stalled.
 async fn is_explained_and_left_alone(cluster: &Cluster, broken: &Broken) -> Result<()> {
     is_explained(cluster, broken).await?;
-    let pod = cluster
-        .pods(NAMESPACE)
-        .get(broken.name)
-        .await
-        .context("the failed pod is kept for its log")?;
-    ensure!(
-        pod.data["status"]["phase"] == "Failed",
-        "the pod is {}",
-        pod.data["status"]["phase"]
-    );
+    // The failed pod is kept for its log.
+    cluster
+        .until(&cluster.pods(NAMESPACE), broken.name, "failed", |pod| pod["status"]["phase"] == "Failed")
+        .await?;
     let created = e2e::audit::writes_of(&cluster.name, NAMESPACE, broken.name).await?;
     let created = created
         .iter()

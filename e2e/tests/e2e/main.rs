@@ -1,5 +1,5 @@
 //! The end-to-end tests, in an order in which they share one cluster: `hack/test` runs them, or by hand
-//! `TANDEM_CLUSTER=tandem KUBECONFIG=... cargo test -p e2e [NAME]`.
+//! `TANDEM_CLUSTER=tandem KUBECONFIG=... cargo test -p e2e --test e2e [MODULE | PART OF A CASE'S NAME]`.
 
 mod bad_manifests;
 mod bad_workloads;
@@ -28,16 +28,27 @@ async fn main() -> std::process::ExitCode {
     }
 }
 
+/// Names of the modules; as an argument, one runs that module's cases alone.
+const GROUPS: [&str; 6] = ["bad_manifests", "scheduling", "bad_workloads", "lifecycle", "operator_crash", "debian"];
+
 async fn run() -> Result<bool> {
     // cargo hands on what follows `--`; flags are libtest's and mean nothing here.
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let argument = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let (group, filter) = match argument {
+        Some(name) if GROUPS.contains(&name.as_str()) => (Some(name), None),
+        filter => (None, filter),
+    };
     let cluster = Cluster::from_environment().await?;
     let mut runner = Runner::new(filter);
-    bad_manifests::run(&cluster, &mut runner).await?;
-    scheduling::run(&cluster, &mut runner).await?;
-    bad_workloads::run(&cluster, &mut runner).await?;
-    lifecycle::run(&cluster, &mut runner).await?;
-    operator_crash::run(&cluster, &mut runner).await?;
-    debian::run(&cluster, &mut runner).await?;
+    for name in GROUPS.into_iter().filter(|name| group.as_deref().is_none_or(|group| group == *name)) {
+        match name {
+            "bad_manifests" => bad_manifests::run(&cluster, &mut runner).await?,
+            "scheduling" => scheduling::run(&cluster, &mut runner).await?,
+            "bad_workloads" => bad_workloads::run(&cluster, &mut runner).await?,
+            "lifecycle" => lifecycle::run(&cluster, &mut runner).await?,
+            "operator_crash" => operator_crash::run(&cluster, &mut runner).await?,
+            _ => debian::run(&cluster, &mut runner).await?,
+        }
+    }
     Ok(runner.finish())
 }
