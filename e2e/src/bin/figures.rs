@@ -25,7 +25,10 @@ struct Times {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let rounds: usize = std::env::args().nth(1).map_or(Ok(3), |rounds| rounds.parse()).context("ROUNDS is a number")?;
+    let rounds: usize = std::env::args()
+        .nth(1)
+        .map_or(Ok(3), |rounds| rounds.parse())
+        .context("ROUNDS is a number")?;
     let cluster = Cluster::from_environment().await?;
     cluster.restricted_namespace(NAMESPACE).await?;
     let (mut vms, mut pods) = (Vec::new(), Vec::new());
@@ -38,31 +41,41 @@ async fn main() -> Result<()> {
     println!("| | container pod | VM (Debian) |\n|---|---|---|");
     let points: [(&str, fn(&Times) -> f64); 3] = [
         ("pod Running", |times| times.running),
-        ("first line of its log (the kernel's first, for the VM)", |times| times.first_line),
+        ("first line of its log (the kernel's first, for the VM)", |times| {
+            times.first_line
+        }),
         ("Ready (the VM: its web server answers)", |times| times.ready),
     ];
     for (name, point) in points {
         println!("| {name} | {} | {} |", spread(&pods, point), spread(&vms, point));
     }
     one_vm(&cluster).await?;
-    cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
+    cluster
+        .kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])
+        .await?;
     Ok(())
 }
 
 fn container(name: &str) -> Value {
-    let serve = "echo started; mkdir -p /tmp/www; echo hello > /tmp/www/index.html; exec busybox httpd -f -p 8080 -h /tmp/www";
+    let serve =
+        "echo started; mkdir -p /tmp/www; echo hello > /tmp/www/index.html; exec busybox httpd -f -p 8080 -h /tmp/www";
     let mut pod = pod(NAMESPACE, name, &kvm_node(), &["sh", "-c", serve]);
-    pod["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 2});
+    pod["spec"]["containers"][0]["readinessProbe"] =
+        json!({"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 2});
     pod
 }
 
 async fn measure(cluster: &Cluster, manifest: &Value, kind: &str) -> Result<Times> {
-    let name = manifest["metadata"]["name"].as_str().context("the manifest has no name")?;
+    let name = manifest["metadata"]["name"]
+        .as_str()
+        .context("the manifest has no name")?;
     let began = Instant::now();
     cluster.apply(manifest).await?;
     let mut times = Times::default();
     let pods = cluster.pods(NAMESPACE);
-    cluster.until(&pods, name, "running", |pod| pod["status"]["phase"] == "Running").await?;
+    cluster
+        .until(&pods, name, "running", |pod| pod["status"]["phase"] == "Running")
+        .await?;
     times.running = began.elapsed().as_secs_f64();
     first_line(name).await?;
     times.first_line = began.elapsed().as_secs_f64();
@@ -73,7 +86,9 @@ async fn measure(cluster: &Cluster, manifest: &Value, kind: &str) -> Result<Time
         cluster.until(&cluster.vms(NAMESPACE), name, "ready", is_ready).await?;
     }
     times.ready = began.elapsed().as_secs_f64();
-    cluster.kubectl(&["delete", &kind.to_lowercase(), "-n", NAMESPACE, name]).await?;
+    cluster
+        .kubectl(&["delete", &kind.to_lowercase(), "-n", NAMESPACE, name])
+        .await?;
     cluster.until_gone(&pods, name).await?;
     Ok(times)
 }
@@ -99,12 +114,23 @@ async fn first_line(name: &str) -> Result<()> {
 async fn one_vm(cluster: &Cluster) -> Result<()> {
     let name = "one";
     cluster.apply(&debian_vm(NAMESPACE, name, USER_DATA)).await?;
-    cluster.until(&cluster.vms(NAMESPACE), name, "ready", |vm| has_condition(vm, "Ready", "True")).await?;
+    cluster
+        .until(&cluster.vms(NAMESPACE), name, "ready", |vm| {
+            has_condition(vm, "Ready", "True")
+        })
+        .await?;
     let writes = e2e::audit::writes_of(&cluster.name, NAMESPACE, name).await?;
     let by_us: Vec<String> = writes
         .iter()
         .filter(|write| write.user.contains("tandem"))
-        .map(|write| format!("{} {} by {}", write.verb, write.resource, write.user.rsplit(':').next().unwrap_or_default()))
+        .map(|write| {
+            format!(
+                "{} {} by {}",
+                write.verb,
+                write.resource,
+                write.user.rsplit(':').next().unwrap_or_default()
+            )
+        })
         .collect();
     println!("\nAPI writes of Tandem from apply to Ready: {}", by_us.len());
     for write in by_us {
@@ -112,9 +138,15 @@ async fn one_vm(cluster: &Cluster) -> Result<()> {
     }
     let node = cluster.kvm_node().await?;
     let pid = *cluster.vmm_pids(&node).await?.first().context("no VMM runs")?;
-    let smaps = cluster.node_exec(&node, &["cat", &format!("/proc/{pid}/smaps")]).await?;
+    let smaps = cluster
+        .node_exec(&node, &["cat", &format!("/proc/{pid}/smaps")])
+        .await?;
     let (guest, rest) = resident_kib(&smaps);
-    println!("\nresident memory of node-shim: {:.1} MiB beyond {:.0} MiB of the guest's RAM that is touched", rest / 1024.0, guest / 1024.0);
+    println!(
+        "\nresident memory of node-shim: {:.1} MiB beyond {:.0} MiB of the guest's RAM that is touched",
+        rest / 1024.0,
+        guest / 1024.0
+    );
     cluster.kubectl(&["delete", "vm", "-n", NAMESPACE, name]).await?;
     Ok(())
 }

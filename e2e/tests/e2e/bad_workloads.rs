@@ -152,7 +152,9 @@ async fn is_explained_and_left_alone(cluster: &Cluster, broken: &Broken) -> Resu
     is_explained(cluster, broken).await?;
     // The failed pod is kept for its log.
     cluster
-        .until(&cluster.pods(NAMESPACE), broken.name, "failed", |pod| pod["status"]["phase"] == "Failed")
+        .until(&cluster.pods(NAMESPACE), broken.name, "failed", |pod| {
+            pod["status"]["phase"] == "Failed"
+        })
         .await?;
     let created = e2e::audit::writes_of(&cluster.name, NAMESPACE, broken.name).await?;
     let created = created

@@ -29,7 +29,14 @@ async fn main() -> std::process::ExitCode {
 }
 
 /// Names of the modules; as an argument, one runs that module's cases alone.
-const GROUPS: [&str; 6] = ["bad_manifests", "scheduling", "bad_workloads", "lifecycle", "operator_crash", "debian"];
+const GROUPS: [&str; 6] = [
+    "bad_manifests",
+    "scheduling",
+    "bad_workloads",
+    "lifecycle",
+    "operator_crash",
+    "debian",
+];
 
 async fn run() -> Result<bool> {
     // cargo hands on what follows `--`; flags are libtest's and mean nothing here.
@@ -40,7 +47,10 @@ async fn run() -> Result<bool> {
     };
     let cluster = Cluster::from_environment().await?;
     let mut runner = Runner::new(filter);
-    for name in GROUPS.into_iter().filter(|name| group.as_deref().is_none_or(|group| group == *name)) {
+    for name in GROUPS
+        .into_iter()
+        .filter(|name| group.as_deref().is_none_or(|group| group == *name))
+    {
         match name {
             "bad_manifests" => bad_manifests::run(&cluster, &mut runner).await?,
             "scheduling" => scheduling::run(&cluster, &mut runner).await?,
