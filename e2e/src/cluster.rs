@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 /// Ends a wait that nothing will satisfy. An emulated node is slow, so this is a bound on being stuck, not on being slow.
-pub const PATIENCE: Duration = Duration::from_secs(420);
+pub const PATIENCE: Duration = Duration::from_mins(7);
 
 /// A cluster made by `hack/up`.
 #[derive(Clone)]
@@ -154,16 +154,14 @@ impl Cluster {
         wanted: impl Fn(&Value) -> bool + Send,
     ) -> Result<Value> {
         let condition = |object: Option<&DynamicObject>| object.is_some_and(|object| wanted(&value(object)));
-        match tokio::time::timeout(PATIENCE, await_condition(api.clone(), name, condition)).await {
-            Ok(found) => Ok(found?.map(|object| value(&object)).unwrap_or_default()),
-            Err(_) => {
-                let now = api
-                    .get_opt(name)
-                    .await?
-                    .map_or_else(|| "it does not exist".to_owned(), |o| brief(&value(&o)));
-                bail!("{name} is still not {what} after {} s: {now}", PATIENCE.as_secs())
-            }
+        if let Ok(found) = tokio::time::timeout(PATIENCE, await_condition(api.clone(), name, condition)).await {
+            return Ok(found?.map(|object| value(&object)).unwrap_or_default());
         }
+        let now = match api.get_opt(name).await? {
+            Some(object) => brief(&value(&object)),
+            None => "it does not exist".to_owned(),
+        };
+        bail!("{name} is still not {what} after {} s: {now}", PATIENCE.as_secs())
     }
 
     /// Waits until the object is gone.

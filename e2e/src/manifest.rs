@@ -95,9 +95,10 @@ pub fn with(mut manifest: Value, pointer: &str, value: Value) -> Value {
     let parent = manifest
         .pointer_mut(parent)
         .unwrap_or_else(|| panic!("the manifest has no {parent}"));
-    match parent {
-        Value::Array(list) => list[key.parse::<usize>().expect("an index")] = value,
-        other => other[key] = value,
+    if let Value::Array(list) = parent {
+        list[key.parse::<usize>().expect("an index")] = value;
+    } else {
+        parent[key] = value;
     }
     manifest
 }

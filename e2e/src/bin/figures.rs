@@ -23,6 +23,9 @@ struct Times {
     ready: f64,
 }
 
+/// One of the points.
+type Point = fn(&Times) -> f64;
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let rounds: usize = std::env::args()
@@ -39,7 +42,7 @@ async fn main() -> Result<()> {
     }
     println!("seconds from kubectl apply, median (least to most) of {rounds} rounds, same node, alternating:");
     println!("| | container pod | VM (Debian) |\n|---|---|---|");
-    let points: [(&str, fn(&Times) -> f64); 3] = [
+    let points: [(&str, Point); 3] = [
         ("pod Running", |times| times.running),
         ("first line of its log (the kernel's first, for the VM)", |times| {
             times.first_line
@@ -167,7 +170,7 @@ fn resident_kib(smaps: &str) -> (f64, f64) {
     (guest, rest)
 }
 
-fn spread(times: &[Times], point: fn(&Times) -> f64) -> String {
+fn spread(times: &[Times], point: Point) -> String {
     let mut values: Vec<f64> = times.iter().map(point).collect();
     values.sort_by(f64::total_cmp);
     match (values.first(), values.get(values.len() / 2), values.last()) {
