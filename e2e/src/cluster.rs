@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 /// Ends a wait that nothing will satisfy. An emulated node is slow, so this is a bound on being stuck, not on being slow.
-pub const PATIENCE: Duration = Duration::from_mins(7);
+pub const PATIENCE: Duration = Duration::from_mins(12);
 
 /// A cluster made by `hack/up`.
 #[derive(Clone)]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::cluster::Cluster;
+use crate::cluster::PATIENCE;
 
 /// A key pair of this run.
 pub struct SshKey {
@@ -92,15 +92,22 @@ pub struct Guest<'a> {
 }
 
 impl<'a> Guest<'a> {
-    /// Reaches the guest of this VM. The pod must be ready.
+    /// Reaches the guest of this VM, as soon as its SSH server lets the user in: cloud-init makes the user after the pod is ready.
     ///
     /// # Errors
-    /// When the port cannot be forwarded.
-    pub async fn connect(_cluster: &Cluster, namespace: &str, vm: &str, key: &'a SshKey) -> Result<Self> {
-        Ok(Self {
+    /// When it does not within [`PATIENCE`], with what ssh said last.
+    pub async fn connect(namespace: &str, vm: &str, key: &'a SshKey) -> Result<Self> {
+        let guest = Self {
             key,
             forward: PortForward::start(namespace, vm, 22).await?,
-        })
+        };
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        // Nothing tells when a server inside of the guest begins to listen, so this asks.
+        while let Err(refusal) = guest.run("true").await {
+            ensure!(tokio::time::Instant::now() < deadline, "no login in {vm}: {refusal:#}");
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        }
+        Ok(guest)
     }
 
     /// Runs a shell command as the user `tandem` and returns its standard output.
@@ -128,7 +135,8 @@ impl<'a> Guest<'a> {
     pub fn ssh(&self, command: &str) -> Command {
         let mut ssh = Command::new("ssh");
         ssh.args([
-            "-q",
+            "-o",
+            "LogLevel=ERROR",
             "-o",
             "StrictHostKeyChecking=no",
             "-o",

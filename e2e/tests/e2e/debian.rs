@@ -36,10 +36,7 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
         .case("kubectl port-forward reaches the guest", port_forward())
         .await;
     runner
-        .case(
-            "cloud-init made the user, the file and the host name",
-            cloud_init(cluster, &key),
-        )
+        .case("cloud-init made the user, the file and the host name", cloud_init(&key))
         .await;
     runner
         .case(
@@ -141,8 +138,8 @@ async fn port_forward() -> Result<()> {
     Ok(())
 }
 
-async fn cloud_init(cluster: &Cluster, key: &SshKey) -> Result<()> {
-    let guest = Guest::connect(cluster, NAMESPACE, VM, key).await?;
+async fn cloud_init(key: &SshKey) -> Result<()> {
+    let guest = Guest::connect(NAMESPACE, VM, key).await?;
     let found = guest
         .run("sudo cloud-init status --wait >/dev/null; id -un; hostname; cat /etc/tandem-test")
         .await?;
@@ -154,7 +151,7 @@ async fn cloud_init(cluster: &Cluster, key: &SshKey) -> Result<()> {
 }
 
 async fn egress(cluster: &Cluster, key: &SshKey) -> Result<()> {
-    let guest = Guest::connect(cluster, NAMESPACE, VM, key).await?;
+    let guest = Guest::connect(NAMESPACE, VM, key).await?;
     // By the short name: the guest has the pod's search domains.
     let page = guest.run("curl -sSf --max-time 60 http://web/").await?;
     ensure!(page == "served by a pod", "the pod's page is {page:?}");
@@ -182,7 +179,7 @@ async fn attach() -> Result<()> {
 
 /// A session that was open before the agent's restart goes on after it, and the new agent reports this guest's state again.
 async fn agent_restarts(cluster: &Cluster, key: &SshKey) -> Result<()> {
-    let guest = Guest::connect(cluster, NAMESPACE, VM, key).await?;
+    let guest = Guest::connect(NAMESPACE, VM, key).await?;
     let boot_id = guest.run("cat /proc/sys/kernel/random/boot_id").await?;
     let mut session = guest.ssh("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut input = session.stdin.take().context("no standard input")?;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::lock::lock;
 
-/// Bytes that wait for a slow reader.
-const BUFFER_BYTES: usize = 64 * 1024;
+/// Bytes that wait for a slow reader; a pipe holds four times as many.
+const BUFFER_BYTES: usize = 16 * 1024;
 /// How long output may gather before it is written: one system call for a line instead of one for each byte.
 const GATHER: Duration = Duration::from_millis(5);
 /// How long one byte waits for room before output is dropped.
@@ -195,7 +195,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let mut output = Output::start(writer.into()).unwrap();
         let start = Instant::now();
-        output.write_all(&vec![b'x'; 4 * BUFFER_BYTES]).unwrap();
+        output.write_all(&vec![b'x'; 16 * BUFFER_BYTES]).unwrap();
         assert!(start.elapsed() < 20 * STALL_MAX, "{:?}", start.elapsed());
         let mut read = vec![0; BUFFER_BYTES];
         reader.read_exact(&mut read).unwrap();
@@ -212,7 +212,7 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let mut output = Output::start(writer.into()).unwrap();
-        output.write_all(&vec![b'x'; 2 * BUFFER_BYTES]).unwrap();
+        output.write_all(&vec![b'x'; 8 * BUFFER_BYTES]).unwrap();
         output.drain(Duration::from_secs(5));
     }
 }
