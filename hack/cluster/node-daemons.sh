@@ -19,7 +19,7 @@ start_kubelet() {
   rm -f /var/lib/kubelet/{cpu,memory}_manager_state /var/lib/kubelet/device-plugins/kubelet.sock
   # shellcheck disable=SC2154 # node, label and address: the node's environment file
   supervise "$daemon_logs/kubelet.log" kubelet --config /run/node/kubelet.yaml --kubeconfig /run/node/kubelet.kubeconfig \
-    --hostname-override "$node" --node-ip "${address%/*}" --node-labels "tandem.dev/lab-node=$label" --v 2
+    --hostname-override "$node" --node-ip "${address%/*}" --node-labels "tandem.dev/lab-node=$label" --housekeeping-interval 60s --v 2
 }
 
 start_proxy() {
