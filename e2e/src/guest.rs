@@ -97,17 +97,18 @@ impl<'a> Guest<'a> {
     /// # Errors
     /// When it does not within [`PATIENCE`], with what ssh said last.
     pub async fn connect(namespace: &str, vm: &str, key: &'a SshKey) -> Result<Self> {
-        let guest = Self {
-            key,
-            forward: PortForward::start(namespace, vm, 22).await?,
-        };
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        // Nothing tells when a server inside of the guest begins to listen, so this asks.
-        while let Err(refusal) = guest.run("true").await {
+        // Nothing tells when a server inside of the guest begins to listen, so this asks. kubectl ends its forwarding when a connection
+        // is refused.
+        loop {
+            let forward = PortForward::start(namespace, vm, 22).await?;
+            let guest = Self { key, forward };
+            let Err(refusal) = guest.run("true").await else {
+                return Ok(guest);
+            };
             ensure!(tokio::time::Instant::now() < deadline, "no login in {vm}: {refusal:#}");
             tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         }
-        Ok(guest)
     }
 
     /// Runs a shell command as the user `tandem` and returns its standard output.

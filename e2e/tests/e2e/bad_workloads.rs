@@ -233,7 +233,7 @@ async fn large_secret(cluster: &Cluster) -> Result<()> {
             json!({"userDataSecretRef": {"name": "large"}, "networkData": GUEST_IMAGE}),
         ),
         condition: "Stalled",
-        says: &["user data", "524288"],
+        says: &["cloudInit.userData", "524288"],
     };
     is_explained(cluster, &broken).await?;
     cluster.kubectl(&["delete", "vm", "-n", NAMESPACE, "large"]).await?;
