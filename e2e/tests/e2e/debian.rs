@@ -228,14 +228,10 @@ async fn agent_restarts(cluster: &Cluster, key: &SshKey) -> Result<()> {
     cluster
         .until(&cluster.vms(NAMESPACE), VM, "reported as reset by the new agent", reset)
         .await?;
-    cluster
-        .until(&cluster.vms(NAMESPACE), VM, "ready after the reset", |vm| {
-            has_condition(vm, "Ready", "True")
-        })
-        .await?;
     Ok(())
 }
 
+/// In the middle of the boot that the last case began, which spares one.
 async fn vmm_killed(cluster: &Cluster) -> Result<()> {
     let node = cluster.kvm_node().await?;
     let old = cluster
