@@ -7,6 +7,7 @@ pub mod overlay;
 pub mod request;
 pub mod storage;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_blk;
 use vm_memory::Bytes;
 
@@ -19,6 +20,7 @@ use crate::buffers::{Buffers, Room};
 use crate::chain::Chain;
 use crate::device::{Activation, DeviceError, DeviceType, Event, Memory, VirtioDevice, read_config_bytes};
 use crate::ring::{Ring, Step};
+use crate::state::{DeviceState, RestoreError, SavedDevice};
 
 /// Entries of the request queue.
 const QUEUE_SIZE: u16 = 256;
@@ -45,6 +47,15 @@ pub struct Block {
     engine: Engine,
     ring: Option<Ring>,
     chain: Chain,
+}
+
+/// What is saved of a disk beside its contents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockState {
+    /// Size in bytes.
+    pub capacity: u64,
+    /// The guest was told that it cannot write.
+    pub read_only: bool,
 }
 
 /// What executes requests.
@@ -128,6 +139,42 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.ring = None;
+    }
+
+    fn save(&self) -> SavedDevice {
+        let state = BlockState {
+            capacity: self.engine.storage.len(),
+            read_only: self.engine.storage.read_only(),
+        };
+        SavedDevice {
+            queues: vec![self.ring.as_ref().map(Ring::position)],
+            device: DeviceState::Block(state),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let saved = match state {
+            DeviceState::Block(saved) => saved,
+            DeviceState::Net(_) | DeviceState::Rng(_) => return Err(RestoreError::kind(&self.name, state)),
+        };
+        let storage = &self.engine.storage;
+        if saved.capacity != storage.len() {
+            return Err(RestoreError::differs(
+                &self.name,
+                "size in bytes",
+                saved.capacity,
+                storage.len(),
+            ));
+        }
+        if saved.read_only != storage.read_only() {
+            return Err(RestoreError::differs(
+                &self.name,
+                "being read-only",
+                saved.read_only,
+                storage.read_only(),
+            ));
+        }
+        Ok(())
     }
 }
 

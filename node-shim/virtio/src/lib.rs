@@ -19,6 +19,7 @@ pub mod pci;
 pub mod ring;
 pub mod rng;
 pub mod seed;
+pub mod state;
 pub mod transport;
 
 #[cfg(any(test, feature = "testing"))]
