@@ -162,16 +162,16 @@ impl VirtioDevice for Block {
             return Err(RestoreError::differs(
                 &self.name,
                 "size in bytes",
-                saved.capacity,
-                storage.len(),
+                &saved.capacity,
+                &storage.len(),
             ));
         }
         if saved.read_only != storage.read_only() {
             return Err(RestoreError::differs(
                 &self.name,
                 "being read-only",
-                saved.read_only,
-                storage.read_only(),
+                &saved.read_only,
+                &storage.read_only(),
             ));
         }
         Ok(())

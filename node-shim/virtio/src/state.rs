@@ -9,6 +9,8 @@
 //! A device saves what its driver could notice if it were gone, and nothing that the transport's registers or the configuration say.
 //! Where a queue stands is the same for all devices: [`QueuePosition`].
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockState;
@@ -111,7 +113,7 @@ impl RestoreError {
     }
 
     /// For a device that is not what it was.
-    pub fn differs(device: &str, what: &'static str, saved: impl ToString, here: impl ToString) -> Self {
+    pub fn differs(device: &str, what: &'static str, saved: &dyn Display, here: &dyn Display) -> Self {
         Self::Differs {
             device: device.to_owned(),
             what,

@@ -87,7 +87,7 @@ impl VirtioPci {
             device,
         } = state;
         if *name != self.name {
-            return Err(RestoreError::differs(&self.name, "name", name, &self.name));
+            return Err(RestoreError::differs(&self.name, "name", &name, &self.name));
         }
         let invalid = |what: String| RestoreError::invalid(&self.name, what);
         let mut slot = self.device();
