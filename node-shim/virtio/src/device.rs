@@ -122,6 +122,10 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// When a queue that the device cannot do without is missing or invalid.
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+    /// Whether the device waits for the kicks of its queues itself, on a thread of its own: then the event loop does not.
+    fn own_kicks(&self) -> bool {
+        false
+    }
     /// The host descriptors to poll while active.
     fn host_sources(&self) -> Vec<HostSource> {
         Vec::new()

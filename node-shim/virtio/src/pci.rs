@@ -310,11 +310,17 @@ impl VirtioPci {
             interrupts: self.msix.clone(),
             config_vector,
         })?;
+        let polled = !slot.device.own_kicks();
         let doorbells: Vec<Doorbell<'_>> = (0_u16..)
             .zip(&kicks)
             .filter_map(|(queue, kick)| {
                 let address = bar + u64::from(NOTIFY_OFFSET + NOTIFY_MULTIPLIER * u32::from(queue));
-                kick.as_ref().map(|kick| Doorbell { address, queue, kick })
+                kick.as_ref().map(|kick| Doorbell {
+                    address,
+                    queue,
+                    kick,
+                    polled,
+                })
             })
             .collect();
         let connected = self.activator.connect(&doorbells, &slot.device.host_sources());

@@ -148,6 +148,14 @@ impl Ring {
             .map_err(|error| self.broken(&error))
     }
 
+    /// Another end of what the driver kicks, for a device that waits for it itself.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn kick(&self) -> std::io::Result<EventFd> {
+        self.kick.try_clone()
+    }
+
     /// Has the event loop call again, after everybody else had a turn.
     pub fn kick_self(&self) {
         // Full means that it will.
