@@ -402,4 +402,6 @@ impl VirtioDevice for Block {
 }
 
 #[cfg(test)]
+mod engine_tests;
+#[cfg(test)]
 mod tests;

@@ -85,6 +85,15 @@ impl FileStorage {
         })
     }
 
+    /// The same disk, which its guest may only read.
+    #[must_use]
+    pub fn write_protected(self) -> Self {
+        Self {
+            read_only: true,
+            ..self
+        }
+    }
+
     fn check_writable(&self) -> io::Result<()> {
         if self.read_only {
             Err(io::ErrorKind::ReadOnlyFilesystem.into())
