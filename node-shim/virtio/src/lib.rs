@@ -13,6 +13,7 @@
 pub mod block;
 pub mod buffers;
 pub mod chain;
+pub mod console;
 pub mod device;
 pub mod heads;
 pub mod net;

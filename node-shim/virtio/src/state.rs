@@ -14,6 +14,7 @@ use std::fmt::Display;
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockState;
+use crate::console::ConsoleState;
 use crate::device::DeviceError;
 use crate::net::NetState;
 use crate::rng::RngState;
@@ -45,6 +46,8 @@ pub enum DeviceState {
     Net(NetState),
     /// virtio-rng.
     Rng(RngState),
+    /// virtio-console.
+    Console(ConsoleState),
 }
 
 impl DeviceState {
@@ -54,6 +57,7 @@ impl DeviceState {
             Self::Block(_) => "block",
             Self::Net(_) => "network",
             Self::Rng(_) => "entropy",
+            Self::Console(_) => "console",
         }
     }
 }

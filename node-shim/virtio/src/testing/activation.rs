@@ -18,7 +18,7 @@ pub struct Activated {
     pub kicks: Vec<EventFd>,
 }
 
-/// An activation with these features and queues. Queue n has vector n.
+/// An activation with these features and queues. Queue n has vector n, and the configuration the next one.
 ///
 /// # Panics
 /// When the host has no descriptors left, or a queue is not aligned.
@@ -42,7 +42,7 @@ pub fn activation(memory: &Arc<Memory>, features: u64, queues: &[DriverQueue]) -
         features,
         queues: active.collect(),
         interrupts: interrupts.clone(),
-        config_vector: None,
+        config_vector: u16::try_from(queues.len()).ok(),
     };
     Activated {
         activation,
