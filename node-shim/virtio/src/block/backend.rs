@@ -77,9 +77,9 @@ impl Backend {
         &mut self,
         executor: &Arc<Executor>,
         memory: &Arc<Memory>,
-        batch: &mut Vec<Box<Job>>,
+        batch: &mut Vec<Job>,
         alone: bool,
-        done: &mut Vec<Box<Job>>,
+        done: &mut Vec<Job>,
     ) {
         let here = matches!(self, Self::Inline) || alone && matches!(self, Self::Pool(_)) && is_short(batch);
         if here {
@@ -101,7 +101,7 @@ impl Backend {
     }
 
     /// Takes what is done.
-    pub(super) fn take_done(&mut self, done: &mut Vec<Box<Job>>) {
+    pub(super) fn take_done(&mut self, done: &mut Vec<Job>) {
         match self {
             Self::Inline => {}
             Self::Pool(pool) => pool.take_done(done),
@@ -140,7 +140,7 @@ impl Backend {
 }
 
 /// Whether a batch is something that usually does not take long.
-fn is_short(batch: &[Box<Job>]) -> bool {
+fn is_short(batch: &[Job]) -> bool {
     batch.iter().all(|job| match job.operation {
         Some(Operation::Read { .. } | Operation::Write { .. } | Operation::Identify) | None => true,
         Some(Operation::Flush | Operation::Discard { .. } | Operation::WriteZeroes { .. }) => false,
