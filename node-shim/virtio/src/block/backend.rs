@@ -96,6 +96,8 @@ impl Backend {
                 uring.submit(executor, memory, batch);
                 // What is left takes more than one operation.
                 pool.submit(memory, batch.drain(..));
+                // What is in the page cache is done already.
+                reap(uring, pool, done);
             }
         }
     }
@@ -107,11 +109,7 @@ impl Backend {
             Self::Pool(pool) => pool.take_done(done),
             Self::Uring(uring, pool) => {
                 pool.take_done(done);
-                let mut unfinished = uring.take_done(done);
-                if let Some((memory, _)) = unfinished.first() {
-                    let memory = Arc::clone(memory);
-                    pool.submit(&memory, unfinished.drain(..).map(|(_, job)| job));
-                }
+                reap(uring, pool, done);
             }
         }
     }
@@ -136,6 +134,15 @@ impl Backend {
             Self::Pool(pool) => vec![pool.descriptor()],
             Self::Uring(uring, pool) => vec![uring.descriptor(), pool.descriptor()],
         }
+    }
+}
+
+/// Takes what `io_uring` has done; what it left unfinished threads do again.
+fn reap(uring: &mut Uring, pool: &Pool, done: &mut Vec<Job>) {
+    let mut unfinished = uring.take_done(done);
+    if let Some((memory, _)) = unfinished.first() {
+        let memory = Arc::clone(memory);
+        pool.submit(&memory, unfinished.drain(..).map(|(_, job)| job));
     }
 }
 
