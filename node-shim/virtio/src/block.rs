@@ -130,7 +130,7 @@ impl Block {
     }
 
     /// A disk that is served by the thread that delivers its events, which waits for its storage.
-    pub(crate) fn on_caller(name: impl Into<String>, serial: &str, storage: Arc<dyn Storage>) -> Self {
+    pub fn on_caller(name: impl Into<String>, serial: &str, storage: Arc<dyn Storage>) -> Self {
         Self {
             name: name.into(),
             queues: 1,

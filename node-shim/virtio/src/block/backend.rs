@@ -77,9 +77,9 @@ impl Backend {
         &mut self,
         executor: &Arc<Executor>,
         memory: &Arc<Memory>,
-        batch: &mut Vec<Box<Job>>,
+        batch: &mut Vec<Job>,
         alone: bool,
-        done: &mut Vec<Box<Job>>,
+        done: &mut Vec<Job>,
     ) {
         let here = matches!(self, Self::Inline) || alone && matches!(self, Self::Pool(_)) && is_short(batch);
         if here {
@@ -96,22 +96,20 @@ impl Backend {
                 uring.submit(executor, memory, batch);
                 // What is left takes more than one operation.
                 pool.submit(memory, batch.drain(..));
+                // What is in the page cache is done already.
+                reap(uring, pool, done);
             }
         }
     }
 
     /// Takes what is done.
-    pub(super) fn take_done(&mut self, done: &mut Vec<Box<Job>>) {
+    pub(super) fn take_done(&mut self, done: &mut Vec<Job>) {
         match self {
             Self::Inline => {}
             Self::Pool(pool) => pool.take_done(done),
             Self::Uring(uring, pool) => {
                 pool.take_done(done);
-                let mut unfinished = uring.take_done(done);
-                if let Some((memory, _)) = unfinished.first() {
-                    let memory = Arc::clone(memory);
-                    pool.submit(&memory, unfinished.drain(..).map(|(_, job)| job));
-                }
+                reap(uring, pool, done);
             }
         }
     }
@@ -139,8 +137,17 @@ impl Backend {
     }
 }
 
+/// Takes what `io_uring` has done; what it left unfinished threads do again.
+fn reap(uring: &mut Uring, pool: &Pool, done: &mut Vec<Job>) {
+    let mut unfinished = uring.take_done(done);
+    if let Some((memory, _)) = unfinished.first() {
+        let memory = Arc::clone(memory);
+        pool.submit(&memory, unfinished.drain(..).map(|(_, job)| job));
+    }
+}
+
 /// Whether a batch is something that usually does not take long.
-fn is_short(batch: &[Box<Job>]) -> bool {
+fn is_short(batch: &[Job]) -> bool {
     batch.iter().all(|job| match job.operation {
         Some(Operation::Read { .. } | Operation::Write { .. } | Operation::Identify) | None => true,
         Some(Operation::Flush | Operation::Discard { .. } | Operation::WriteZeroes { .. }) => false,

@@ -14,7 +14,7 @@ use crate::device::Memory;
 /// Bytes of a serial number (5.2.6).
 pub(super) const SERIAL_BYTES: usize = 20;
 
-/// A request on its way. Boxed and used again, so that none allocates.
+/// A request on its way. Used again, so that none allocates.
 #[derive(Default)]
 pub(super) struct Job {
     /// Index of the queue that it came from.

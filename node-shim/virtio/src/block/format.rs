@@ -32,7 +32,7 @@ pub enum Format {
     Qcow2 = 2,
     /// Virtual PC's format, fixed or dynamic.
     Vhd = 3,
-    /// VMware's format in one file, sparse or stream-optimised.
+    /// `VMware`'s format in one file, sparse or stream-optimised.
     Vmdk = 4,
 }
 

@@ -15,12 +15,12 @@ use crate::device::Memory;
 const STACK_BYTES: usize = 256 << 10;
 
 /// A job and the memory of its buffers, which stays mapped while the job is out.
-type Work = (Arc<Memory>, Box<Job>);
+type Work = (Arc<Memory>, Job);
 
 struct Shared {
     waiting: Mutex<Waiting>,
     work: Condvar,
-    done: Mutex<Vec<Box<Job>>>,
+    done: Mutex<Vec<Job>>,
     /// Signalled when `done` was empty and no longer is.
     completed: EventFd,
     executor: Arc<Executor>,
@@ -67,7 +67,7 @@ impl Pool {
     }
 
     /// Gives work to the threads.
-    pub(super) fn submit(&self, memory: &Arc<Memory>, jobs: impl IntoIterator<Item = Box<Job>>) {
+    pub(super) fn submit(&self, memory: &Arc<Memory>, jobs: impl IntoIterator<Item = Job>) {
         let mut waiting = lock(&self.shared.waiting);
         let before = waiting.jobs.len();
         waiting
@@ -81,7 +81,7 @@ impl Pool {
     }
 
     /// Takes what is done.
-    pub(super) fn take_done(&self, into: &mut Vec<Box<Job>>) {
+    pub(super) fn take_done(&self, into: &mut Vec<Job>) {
         // Empty when a job was done between the last two calls.
         let _ = self.shared.completed.read();
         into.append(&mut lock(&self.shared.done));
@@ -109,6 +109,8 @@ impl Shared {
     fn work(&self) {
         while let Some((memory, mut job)) = self.next() {
             self.executor.execute(&memory, &mut job);
+            // When a job is seen to be done, nothing of it is left here.
+            drop(memory);
             let mut done = lock(&self.done);
             let first = done.is_empty();
             done.push(job);

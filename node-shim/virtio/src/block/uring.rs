@@ -20,9 +20,9 @@ const PARTS_MAX: usize = 16;
 /// Most vectors of one operation (`IOV_MAX`).
 const VECTORS_MAX: usize = 1024;
 
-/// A request in flight. It stays where it is until every operation of it has completed: the kernel uses what it points to.
+/// A request in flight. It is kept until every operation of it has completed: the kernel uses what it points to.
 struct Flight {
-    job: Box<Job>,
+    job: Job,
     /// Keeps the buffers mapped.
     memory: Arc<Memory>,
     /// Keeps the files open.
@@ -80,7 +80,7 @@ impl Uring {
     }
 
     /// Starts what of a batch is no more than reads and writes of files; the rest stays in it.
-    pub(super) fn submit(&mut self, executor: &Arc<Executor>, memory: &Arc<Memory>, batch: &mut Vec<Box<Job>>) {
+    pub(super) fn submit(&mut self, executor: &Arc<Executor>, memory: &Arc<Memory>, batch: &mut Vec<Job>) {
         let mut index = 0;
         let before = self.operations;
         while let Some(job) = batch.get(index) {
@@ -144,7 +144,7 @@ impl Uring {
     }
 
     /// Queues a request's operations.
-    fn start(&mut self, plan: Plan, job: Box<Job>, executor: &Arc<Executor>, memory: &Arc<Memory>) {
+    fn start(&mut self, plan: Plan, job: Job, executor: &Arc<Executor>, memory: &Arc<Memory>) {
         let Plan { access, vectors, parts } = plan;
         let slot = self.free.pop().unwrap_or(self.flights.len());
         for part in &parts {
@@ -201,7 +201,7 @@ impl Uring {
     }
 
     /// Takes what is done; returns what has to be done again by threads.
-    pub(super) fn take_done(&mut self, done: &mut Vec<Box<Job>>) -> Vec<(Arc<Memory>, Box<Job>)> {
+    pub(super) fn take_done(&mut self, done: &mut Vec<Job>) -> Vec<(Arc<Memory>, Job)> {
         let mut again = Vec::new();
         for entry in self.ring.completion() {
             self.operations -= 1;

@@ -55,10 +55,10 @@ pub(super) struct Worker {
     /// Nothing more is taken before this.
     held_until: Option<Instant>,
     /// Jobs that are not in use.
-    spare: Vec<Box<Job>>,
+    spare: Vec<Job>,
     /// Jobs of the batch that is being taken.
-    batch: Vec<Box<Job>>,
-    done: Vec<Box<Job>>,
+    batch: Vec<Job>,
+    done: Vec<Job>,
     in_flight: usize,
     room: Room,
 }

@@ -46,7 +46,7 @@ const MAGICS: [(&[u8], Found); 10] = [
     (b"\xfd7zXZ\0", unsupported("packed with xz", UNPACK)),
     (b"\x28\xb5\x2f\xfd", unsupported("packed with zstd", UNPACK)),
 ];
-/// VirtualBox's magic is not at the start.
+/// `VirtualBox`'s magic is not at the start.
 const VDI: (usize, [u8; 4]) = (64, [0x7f, 0x10, 0xda, 0xbe]);
 
 const fn unsupported(kind: &'static str, advice: &'static str) -> Found {

@@ -85,7 +85,7 @@ impl Lookup<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     /// Bytes of the image's file.
-    pub(super) file_bytes: u64,
+    pub(super) file_length: u64,
     /// Bytes of the disk.
     pub(super) disk_bytes: u64,
     /// Bytes of a unit, a power of two.
@@ -116,7 +116,7 @@ impl<T: Tables> MappedImage<T> {
             file,
             shape,
             tables,
-            metadata: Metadata::new(shape.file_bytes),
+            metadata: Metadata::new(shape.file_length),
             unpacked: (0..slots).map(|_| Mutex::default()).collect(),
             backing,
         }
@@ -133,7 +133,7 @@ impl<T: Tables> MappedImage<T> {
 
     /// Fills from the file; what an image lacks at its end is zero.
     fn read_file(&self, buffers: &mut Buffers<'_>, length: usize, offset: u64) -> io::Result<()> {
-        let there = self.shape.file_bytes.checked_sub(offset).filter(|there| *there > 0);
+        let there = self.shape.file_length.checked_sub(offset).filter(|there| *there > 0);
         let there = there.ok_or_else(|| damaged(format!("data at {offset} is not in the file")))?;
         let there = usize::try_from(there).unwrap_or(usize::MAX).min(length);
         buffers.read_exact_at(self.file.as_fd(), there, offset)?;
@@ -173,7 +173,7 @@ impl<T: Tables> MappedImage<T> {
                 .unit_bytes
                 .min(self.shape.disk_bytes - unit * self.shape.unit_bytes);
             slot.bytes.resize(usize::try_from(bytes).map_err(io::Error::other)?, 0);
-            let there = self.shape.file_bytes.saturating_sub(offset).min(length);
+            let there = self.shape.file_length.saturating_sub(offset).min(length);
             let mut packed = vec![0; usize::try_from(there).map_err(io::Error::other)?];
             self.file.read_exact_at(&mut packed, offset)?;
             self.tables.unpack(unit, &packed, &mut slot.bytes)?;
@@ -227,10 +227,11 @@ impl<T: Tables> Storage for MappedImage<T> {
             let Ok(Place::At(start)) = self.locate(at / unit_bytes, Patience::Cached) else {
                 return false;
             };
-            let Some(start) = start
-                .checked_add(inside)
-                .filter(|start| start.checked_add(count).is_some_and(|end| end <= self.shape.file_bytes))
-            else {
+            let Some(start) = start.checked_add(inside).filter(|start| {
+                start
+                    .checked_add(count)
+                    .is_some_and(|end| end <= self.shape.file_length)
+            }) else {
                 return false;
             };
             extents.push(Extent {

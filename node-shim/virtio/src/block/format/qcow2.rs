@@ -169,7 +169,7 @@ pub(super) fn open(
     }
     let packing = packing(&header, &subject)?;
     let shape = Shape {
-        file_bytes: subject.length,
+        file_length: subject.length,
         disk_bytes: header.disk_bytes,
         unit_bytes: 1 << header.cluster_bits,
     };

@@ -158,7 +158,7 @@ pub(super) fn open(file: File, path: &Path) -> Result<Box<dyn Storage>, StorageE
     let header = Dynamic::parse(&subject.read(offset)?, footer.disk_bytes, subject.length);
     let header = header.map_err(|problem| subject.problem(problem))?;
     let shape = Shape {
-        file_bytes: subject.length,
+        file_length: subject.length,
         disk_bytes: footer.disk_bytes,
         unit_bytes: header.block_bytes,
     };

@@ -17,7 +17,7 @@ use super::{Format, Subject};
 const HEADER_BYTES: usize = 512;
 const SECTOR: u64 = 512;
 /// `flags`: grains that are zero have a mark of their own.
-const FLAG_ZERO_GRAINS: u32 = 1 << 2;
+const FLAG_MARKS_ZERO: u32 = 1 << 2;
 /// `flags`: grains are packed.
 const FLAG_PACKED: u32 = 1 << 16;
 /// `flags`: a marker is before each packed grain.
@@ -32,7 +32,7 @@ const FOOTER_FROM_END: u64 = 1024;
 const TABLE_ENTRIES: u64 = 512;
 /// Sectors of a grain: 64 KiB usually.
 const GRAIN_SECTORS: std::ops::RangeInclusive<u64> = 8..=4096;
-/// Largest descriptor; VMware's have a kilobyte or so.
+/// Largest descriptor; `VMware`'s have a kilobyte or so.
 const DESCRIPTOR_MAX_BYTES: u64 = 64 << 10;
 /// Bytes of a grain's marker: its first sector, and the bytes of packed data.
 const MARKER_BYTES: usize = 12;
@@ -44,7 +44,7 @@ pub struct Header {
     grain_sectors: u64,
     descriptor: (u64, u64),
     directory_sector: u64,
-    zero_grains: bool,
+    marks_zero: bool,
     packed: bool,
 }
 
@@ -92,7 +92,7 @@ impl Header {
             grain_sectors,
             descriptor: (long(28), long(36)),
             directory_sector: long(56),
-            zero_grains: flags & FLAG_ZERO_GRAINS != 0,
+            marks_zero: flags & FLAG_MARKS_ZERO != 0,
             packed,
         })
     }
@@ -146,7 +146,7 @@ pub fn check_descriptor(text: &str) -> Result<(), String> {
 /// Grain directory and grain tables.
 struct Grains {
     directory_offset: u64,
-    zero_grains: bool,
+    marks_zero: bool,
     packed: bool,
     grain_sectors: u64,
 }
@@ -169,13 +169,13 @@ pub(super) fn open(file: File, path: &Path) -> Result<impl Storage + use<>, Stor
     let disk_bytes = header.sectors * SECTOR;
     subject.check_disk_length(disk_bytes)?;
     let shape = Shape {
-        file_bytes: subject.length,
+        file_length: subject.length,
         disk_bytes,
         unit_bytes: header.grain_sectors * SECTOR,
     };
     let tables = Grains {
         directory_offset,
-        zero_grains: header.zero_grains,
+        marks_zero: header.marks_zero,
         packed: header.packed,
         grain_sectors: header.grain_sectors,
     };
@@ -184,8 +184,9 @@ pub(super) fn open(file: File, path: &Path) -> Result<impl Storage + use<>, Stor
 
 fn descriptor(header: &Header, subject: &Subject<'_>) -> Result<String, StorageError> {
     let (sector, sectors) = header.descriptor;
+    let alone = "is one of several extents; convert all of them with `qemu-img convert -O qcow2`";
     if sector == 0 {
-        return Err(subject.problem("is one of several extents; convert it with `qemu-img convert -O qcow2`"));
+        return Err(subject.problem(alone));
     }
     let range = sector.checked_mul(SECTOR).zip(sectors.checked_mul(SECTOR));
     let range = range.filter(|(offset, bytes)| {
@@ -200,6 +201,9 @@ fn descriptor(header: &Header, subject: &Subject<'_>) -> Result<String, StorageE
         .read_exact_at(&mut text, offset)
         .map_err(|source| failed("read", subject.path, source))?;
     let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    if end == 0 {
+        return Err(subject.problem(alone));
+    }
     Ok(String::from_utf8_lossy(&text[..end]).into_owned())
 }
 
@@ -212,7 +216,7 @@ impl Tables for Grains {
         }
         let entry = lookup.le_u32(u64::from(table) * SECTOR + 4 * (unit % TABLE_ENTRIES))?;
         let offset = u64::from(entry) * SECTOR;
-        if entry == 0 || self.zero_grains && entry == 1 {
+        if entry == 0 || self.marks_zero && entry == 1 {
             return Ok(Place::Zero);
         }
         if !self.packed {
