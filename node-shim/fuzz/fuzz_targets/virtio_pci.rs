@@ -63,7 +63,7 @@ fn width(width: u8) -> usize {
 fuzz_target!(|accesses: Vec<Access>| {
     let memory = guest_memory();
     let (interrupts, activator) = (Arc::new(InterruptLog::default()), Arc::new(ActivatorLog::default()));
-    let device = Box::new(Block::new("blk", "serial", Box::new(MemoryStorage::new(vec![1; 8192]))));
+    let device = Box::new(Block::in_memory("blk", "serial", MemoryStorage::new(vec![1; 8192])));
     let function = VirtioPci::new(device, memory.clone(), interrupts, activator.clone(), 0xc000_0000);
     function.write_config(4, &[6, 0]);
     for access in accesses.iter().take(128) {

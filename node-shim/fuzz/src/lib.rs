@@ -1,14 +1,20 @@
 //! A hostile driver: what the fuzzer chooses is written to guest memory, rings and registers, and the device under it must neither panic nor
 //! touch anything outside of guest memory.
 
+use std::io::Write;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
+use node_shim_virtio::block::Format;
+use node_shim_virtio::block::format;
+use node_shim_virtio::block::storage::Access;
 use node_shim_virtio::device::{Event, Memory, VirtioDevice};
 use node_shim_virtio::net::{GuestIdentity, MacAddress};
 use node_shim_virtio::testing::driver::put;
 use node_shim_virtio::testing::{Descriptor, DriverQueue, activate, guest_memory};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Entries of each queue.
 const QUEUE_SIZE: u16 = 16;
@@ -122,6 +128,8 @@ pub enum Action {
     Kick(u8),
     /// The host has something.
     Host,
+    /// Come to rest, be saved, and go on.
+    Rest,
     /// Reset and activate again.
     Reset {
         /// With which of the offered features.
@@ -136,7 +144,7 @@ const MAX_ACTIONS: usize = 64;
 pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], mut host: impl FnMut()) {
     let memory = guest_memory();
     let mut queues = fresh_queues(device);
-    start(device, &memory, features, &queues);
+    let mut kicks = start(device, &memory, features, &queues);
     for action in actions.iter().take(MAX_ACTIONS) {
         let count = queues.len();
         let pick = |queue: &u8| usize::from(*queue) % count;
@@ -176,25 +184,66 @@ pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], m
                 queues[pick(queue)].jump_to(&memory, *index);
                 Ok(())
             }
+            // A device with a thread of its own waits for the kick, and says by a host event that it gave up.
+            Action::Kick(queue) if device.own_kicks() => {
+                kicks[pick(queue)].write(1).expect("an eventfd with room");
+                device.handle(Event::Host(0))
+            }
             Action::Kick(queue) => device.handle(Event::Queue(u16::from(*queue % 4))),
             Action::Host => {
                 host();
                 device.handle(Event::Host(0))
             }
+            Action::Rest => device.pause().map(|()| {
+                let saved = device.save();
+                assert_eq!(saved, device.save(), "nothing moves while the device is at rest");
+                device.resume();
+            }),
             Action::Reset { features } => {
                 device.reset();
                 queues = fresh_queues(device);
-                start(device, &memory, *features, &queues);
+                kicks = start(device, &memory, *features, &queues);
                 Ok(())
             }
         };
         if outcome.is_err() {
             device.reset();
             queues = fresh_queues(device);
-            start(device, &memory, features, &queues);
+            kicks = start(device, &memory, features, &queues);
         }
     }
     device.reset();
+    assert_eq!(Arc::strong_count(&memory), 1, "a device that was reset has let go of guest memory");
+}
+
+/// Most reads of one image.
+const MAX_READS: u64 = 64;
+
+/// Opens an image of these bytes and reads here and there in its disk.
+pub fn read_image(bytes: &[u8], format: Format) {
+    let file = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).expect("a file in memory");
+    let mut file = std::fs::File::from(file);
+    file.write_all(bytes).expect("room for it");
+    let Ok(image) = format::open(file, Path::new("image"), Some(format), None) else {
+        return;
+    };
+    let storage = image.storage;
+    let mut buffer = [0; 8192];
+    for read in 0..MAX_READS {
+        // From the start on, and all over the disk.
+        let spread = storage.len() / MAX_READS * read / 512 * 512;
+        for offset in [read * 8192, spread, storage.len().saturating_sub(8192)] {
+            let left = storage.len().saturating_sub(offset).min(8192);
+            let Ok(length) = usize::try_from(left) else { continue };
+            let fits = storage.read_bytes_at(&mut buffer[..length], offset).is_ok();
+            let mut extents = Vec::new();
+            if length > 0 && storage.extents(offset, left, Access::Read, &mut extents) {
+                assert!(fits, "what extents say can be read");
+                assert_eq!(extents.iter().map(|extent| extent.length).sum::<u64>(), left);
+                assert!(extents.iter().all(|extent| extent.offset + extent.length <= bytes.len() as u64));
+            }
+        }
+    }
 }
 
 fn fresh_queues(device: &dyn VirtioDevice) -> Vec<DriverQueue> {
@@ -203,13 +252,14 @@ fn fresh_queues(device: &dyn VirtioDevice) -> Vec<DriverQueue> {
         .collect()
 }
 
-fn start(device: &mut dyn VirtioDevice, memory: &Arc<Memory>, features: u64, queues: &[DriverQueue]) {
+fn start(device: &mut dyn VirtioDevice, memory: &Arc<Memory>, features: u64, queues: &[DriverQueue]) -> Vec<EventFd> {
     for queue in queues {
         put(memory, queue.available_ring, &[0; 4]);
         put(memory, queue.used_ring, &[0; 4]);
     }
     let offered = device.features() | 1 << 28 | 1 << 29 | 1 << 32;
-    activate(device, memory, features & offered, queues).expect("all queues are there");
+    let (_, kicks) = activate(device, memory, features & offered, queues).expect("all queues are there");
+    kicks
 }
 
 /// The guest of the network targets.

@@ -80,31 +80,98 @@ pub struct KernelBoot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Disk {
-    /// Name of the disk in the VM's spec; the guest sees its first 20 bytes as the serial number.
+    /// Name of the disk in the VM's spec.
     pub name: String,
+    /// Serial number that the guest sees: 1 to 20 printable ASCII characters; the first 20 bytes of the name where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
     /// Whether the guest may only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// How much it may move.
+    #[serde(default, skip_serializing_if = "RateLimit::is_unlimited")]
+    pub rate_limit: RateLimit,
     /// Where its contents come from.
     pub source: DiskSource,
+}
+
+/// How much a device may move. What is left out has no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimit {
+    /// Bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<Rate>,
+    /// Requests of a disk, packets of an interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<Rate>,
+}
+
+impl RateLimit {
+    /// Whether there is no limit at all.
+    pub const fn is_unlimited(&self) -> bool {
+        self.bytes.is_none() && self.operations.is_none()
+    }
+}
+
+/// A rate, and what may be saved up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rate {
+    /// For each second, at least 1.
+    pub per_second: u64,
+    /// Most that may go at once after a pause, at least 1; what goes in a second where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
 }
 
 /// Where a disk's contents come from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum DiskSource {
-    /// A raw image that is never written: a file, or a directory that holds exactly one file. Writes go to a sparse overlay in
+    /// An image that is never written: a file, or a directory that holds exactly one file. Writes go to a sparse overlay in
     /// [`VmConfig::scratch`], which lives as long as the pod does.
     Image {
         /// The image or its directory.
         path: PathBuf,
+        /// Its format; where it is left out, what the image says of itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        format: Option<DiskFormat>,
+        /// The images that a qcow2 image is based on, the nearest first. Names in the image itself are never followed.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        backing: Vec<BackingImage>,
     },
-    /// A sparse, zeroed file in [`VmConfig::scratch`].
+    /// A sparse, zeroed raw file in [`VmConfig::scratch`]. It is raw whatever its guest writes to it.
     #[serde(rename_all = "camelCase")]
     Empty {
         /// Size of the disk in bytes; a multiple of 512.
         size_bytes: u64,
     },
+}
+
+/// How an image's file holds a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DiskFormat {
+    /// The disk's bytes.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+    /// Virtual PC's and Azure's format.
+    Vhd,
+    /// `VMware`'s format, in one file.
+    Vmdk,
+}
+
+/// An image below another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackingImage {
+    /// The image or its directory.
+    pub path: PathBuf,
+    /// Its format; where it is left out, what the image says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
 }
 
 /// A network interface.

@@ -59,6 +59,19 @@ impl<'m> Buffers<'m> {
         Ok(buffers)
     }
 
+    /// Bytes of the host itself, for reading what is not the guest's.
+    pub fn over(bytes: &'m mut [u8]) -> Self {
+        Self {
+            remaining: bytes.len(),
+            vectors: vec![libc::iovec {
+                iov_base: bytes.as_mut_ptr().cast(),
+                iov_len: bytes.len(),
+            }],
+            first: 0,
+            memory: PhantomData,
+        }
+    }
+
     /// Gives the room back for the next request.
     pub fn into_room(mut self) -> Room {
         self.vectors.clear();
@@ -196,6 +209,23 @@ impl<'m> Buffers<'m> {
         let done = self.peek_into(bytes);
         self.skip(done);
         done
+    }
+
+    /// Appends the vectors of the first `length` bytes, and consumes them.
+    pub fn split_front(&mut self, length: usize, into: &mut Vec<libc::iovec>) {
+        let mut left = length.min(self.remaining);
+        while left > 0 {
+            let Some(vector) = self.vectors.get(self.first) else {
+                return;
+            };
+            let count = vector.iov_len.min(left);
+            into.push(libc::iovec {
+                iov_base: vector.iov_base,
+                iov_len: count,
+            });
+            self.skip(count);
+            left -= count;
+        }
     }
 
     /// Fills `length` bytes of the front with zeros.

@@ -8,6 +8,7 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::state::{DeviceState, RestoreError, SavedDevice};
 use crate::transport::Interrupts;
 
 /// `VIRTIO_F_VERSION_1` (virtio 1.2, section 6), which the transport offers and requires.
@@ -121,6 +122,10 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// When a queue that the device cannot do without is missing or invalid.
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+    /// Whether the device waits for the kicks of its queues itself, on a thread of its own: then the event loop does not.
+    fn own_kicks(&self) -> bool {
+        false
+    }
     /// The host descriptors to poll while active.
     fn host_sources(&self) -> Vec<HostSource> {
         Vec::new()
@@ -132,6 +137,25 @@ pub trait VirtioDevice: Send {
     fn handle(&mut self, event: Event) -> Result<(), DeviceError>;
     /// Back to the state before activation; in-flight requests are finished or dropped before this returns.
     fn reset(&mut self);
+    /// Comes to rest: when this returns nothing is in flight, everything that is done is in the used rings and announced, and guest memory
+    /// is not touched until [`Self::resume`]. The transport does not call [`Self::handle`] in between. A device that does everything
+    /// inside of `handle` has nothing to do here.
+    ///
+    /// # Errors
+    /// When the device must be reset before it can go on.
+    fn pause(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    /// Goes on. Afterwards the transport delivers an [`Event`] of every live queue and every host source, so none was missed.
+    fn resume(&mut self) {}
+    /// Its state, while it is at rest or not active.
+    fn save(&self) -> SavedDevice;
+    /// Takes over a saved state; the device is not active. If the saved one was, [`Self::activate`] follows, with the queues where they
+    /// were and the features that were agreed on, so a device keeps for it what it needs there.
+    ///
+    /// # Errors
+    /// When the state is not one of this device, or the guest would notice the difference.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
 }
 
 /// Answers a read of `data` at `offset` from a device-specific configuration; what is beyond it reads as zero.

@@ -13,12 +13,16 @@
 pub mod block;
 pub mod buffers;
 pub mod chain;
+pub mod console;
 pub mod device;
+pub mod heads;
 pub mod net;
 pub mod pci;
+pub mod rate_limit;
 pub mod ring;
 pub mod rng;
 pub mod seed;
+pub mod state;
 pub mod transport;
 
 #[cfg(any(test, feature = "testing"))]

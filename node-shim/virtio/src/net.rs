@@ -20,6 +20,7 @@ mod transmit;
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_net;
 
 pub use self::address::MacAddress;
@@ -32,6 +33,7 @@ pub use self::transmit::TransmitDrops;
 use self::transmit::Transmitter;
 use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, VirtioDevice, read_config_bytes};
 use crate::ring::Ring;
+use crate::state::{DeviceState, RestoreError, SavedDevice};
 
 /// Bytes of `struct virtio_net_hdr`, with `num_buffers` (5.1.6), in the queues and on the tap.
 pub const HEADER_BYTES: usize = 12;
@@ -53,6 +55,10 @@ pub struct Net {
     transmit_drops: TransmitDrops,
     receive_drops: u64,
 }
+
+/// What is saved of an interface. Frames on their way are lost, as on any network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {}
 
 struct Active {
     receiver: Receiver,
@@ -182,6 +188,24 @@ impl VirtioDevice for Net {
         self.transmit_drops = self.transmit_drops();
         self.receive_drops = self.receive_drops();
         self.active = None;
+    }
+
+    fn save(&self) -> SavedDevice {
+        let active = self.active.as_ref();
+        SavedDevice {
+            queues: vec![
+                active.map(|active| active.receiver.position()),
+                active.map(|active| active.transmitter.position()),
+            ],
+            device: DeviceState::Net(NetState {}),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Net(NetState {}) = state else {
+            return Err(RestoreError::kind(&self.name, state));
+        };
+        Ok(())
     }
 }
 

@@ -18,20 +18,24 @@
 pub mod common;
 pub mod config_space;
 pub mod msix;
+mod saved;
 pub mod status;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use self::common::{CommonRegisters, EnabledQueue, Transition};
 use self::config_space::{BAR_INDEX, CONFIG_SPACE_BYTES, ClassCode, ConfigSpace, Identity};
 use self::msix::Msix;
+pub use self::saved::VirtioPciState;
 use self::status::Status;
 use crate::device::{
     Activation, ActiveQueue, DeviceError, DeviceType, Event, FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC,
     FEATURE_VERSION_1, Memory, VirtioDevice,
 };
+use crate::state::QueuePosition;
 use crate::transport::{Activator, Doorbell, Interrupts};
 
 /// Size of BAR 0 in bytes, and its alignment.
@@ -73,6 +77,8 @@ pub struct VirtioPci {
 struct Slot {
     device: Box<dyn VirtioDevice>,
     phase: Phase,
+    /// At rest: no event reaches the device.
+    paused: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,6 +135,7 @@ impl VirtioPci {
             device: Mutex::new(Slot {
                 device,
                 phase: Phase::Idle,
+                paused: false,
             }),
             function: Mutex::new(function),
         }
@@ -238,7 +245,7 @@ impl VirtioPci {
     /// An event of the device's doorbells or host descriptors, from the event loop.
     pub fn handle(&self, event: Event) {
         let mut slot = self.device();
-        if slot.phase != Phase::Running {
+        if slot.phase != Phase::Running || slot.paused {
             return;
         }
         if let Err(error) = slot.device.handle(event) {
@@ -264,22 +271,29 @@ impl VirtioPci {
             Transition::Set(status) => self.function().common.set_status(status),
             Transition::Activate(status) => {
                 self.function().common.set_status(status);
-                if let Err(error) = self.activate(&mut slot) {
+                if let Err(error) = self.activate(&mut slot, &[]) {
                     self.give_up(&mut slot, &error);
                 }
             }
         }
     }
 
-    fn activate(&self, slot: &mut Slot) -> Result<(), DeviceError> {
+    /// Activates the device, with its queues at `positions`; at their beginning where there is none.
+    fn activate(&self, slot: &mut Slot, positions: &[Option<QueuePosition>]) -> Result<(), DeviceError> {
         // Whatever happens from here on, a reset or a failure has something to undo.
         slot.phase = Phase::Running;
         let (queues, features, config_vector, bar) = {
             let function = self.function();
             let common = &function.common;
-            let queues = common
+            let mut queues = common
                 .enabled_queues(&self.memory)
                 .map_err(|what| self.driver_error(what))?;
+            for enabled in &mut queues {
+                if let Some(Some(position)) = positions.get(usize::from(enabled.index)) {
+                    enabled.queue.set_next_avail(position.next_available);
+                    enabled.queue.set_next_used(position.next_used);
+                }
+            }
             (
                 queues,
                 common.negotiated_features(),
@@ -296,11 +310,17 @@ impl VirtioPci {
             interrupts: self.msix.clone(),
             config_vector,
         })?;
+        let polled = !slot.device.own_kicks();
         let doorbells: Vec<Doorbell<'_>> = (0_u16..)
             .zip(&kicks)
             .filter_map(|(queue, kick)| {
                 let address = bar + u64::from(NOTIFY_OFFSET + NOTIFY_MULTIPLIER * u32::from(queue));
-                kick.as_ref().map(|kick| Doorbell { address, queue, kick })
+                kick.as_ref().map(|kick| Doorbell {
+                    address,
+                    queue,
+                    kick,
+                    polled,
+                })
             })
             .collect();
         let connected = self.activator.connect(&doorbells, &slot.device.host_sources());

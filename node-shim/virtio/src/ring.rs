@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::chain::Chain;
 use crate::device::{Activation, DeviceError, FEATURE_INDIRECT_DESC, Memory};
+use crate::state::QueuePosition;
 use crate::transport::Interrupts;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` (virtio 1.2, 2.7.7).
@@ -68,6 +69,14 @@ impl Ring {
     /// Number of entries.
     pub fn size(&self) -> u16 {
         self.queue.size()
+    }
+
+    /// Where the queue stands, as [`crate::device::VirtioDevice::save`] gives it.
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition {
+            next_available: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        }
     }
 
     /// Takes the next available chain, if there is one.
@@ -137,6 +146,14 @@ impl Ring {
         self.queue
             .disable_notification(self.memory.as_ref())
             .map_err(|error| self.broken(&error))
+    }
+
+    /// Another end of what the driver kicks, for a device that waits for it itself.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub fn kick(&self) -> std::io::Result<EventFd> {
+        self.kick.try_clone()
     }
 
     /// Has the event loop call again, after everybody else had a turn.

@@ -1,11 +1,13 @@
 //! virtio-rng (virtio 1.2, section 5.4): random bytes from the host's `getrandom(2)`.
 
 use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
 
 use crate::buffers::{Buffers, Room};
 use crate::chain::Chain;
 use crate::device::{Activation, DeviceError, DeviceType, Event, Memory, VirtioDevice};
 use crate::ring::{Ring, Step};
+use crate::state::{DeviceState, RestoreError, SavedDevice};
 
 /// Entries of the request queue. Linux has one request at a time.
 const QUEUE_SIZE: u16 = 64;
@@ -19,6 +21,10 @@ pub struct Rng {
     chain: Chain,
     room: Room,
 }
+
+/// What is saved of an entropy device: nothing but its queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RngState {}
 
 impl Rng {
     /// An entropy device.
@@ -68,6 +74,20 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.ring = None;
+    }
+
+    fn save(&self) -> SavedDevice {
+        SavedDevice {
+            queues: vec![self.ring.as_ref().map(Ring::position)],
+            device: DeviceState::Rng(RngState {}),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Rng(RngState {}) = state else {
+            return Err(RestoreError::kind(self.name(), state));
+        };
+        Ok(())
     }
 }
 

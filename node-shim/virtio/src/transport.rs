@@ -40,6 +40,8 @@ pub struct Doorbell<'a> {
     pub queue: u16,
     /// What to signal.
     pub kick: &'a EventFd,
+    /// The event loop waits for it; otherwise the device does.
+    pub polled: bool,
 }
 
 /// Connects an activated device to the VMM's event loop and its doorbells to ioeventfds, and takes them away again.

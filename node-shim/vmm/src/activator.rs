@@ -49,6 +49,9 @@ impl DeviceActivator {
         let kick = Arc::new(doorbell.kick.try_clone()?);
         self.vm.add_doorbell(&kick, doorbell.address)?;
         connected.doorbells.push((Arc::clone(&kick), doorbell.address, None));
+        if !doorbell.polled {
+            return Ok(());
+        }
         let source = Source::Doorbell {
             function: self.function,
             queue: doorbell.queue,

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use self::packet::PacketError;
 use crate::log;
 use crate::poll::{Poll, Source, Token};
-use crate::signals::StopSignals;
+use crate::signals::Signals;
 
 mod packet;
 
@@ -65,7 +65,7 @@ pub(crate) struct Grant {
 pub(crate) fn negotiate(
     socket: &Path,
     interfaces: &[InterfaceRequest],
-    signals: &StopSignals,
+    signals: &Signals,
 ) -> Result<Grant, AgentError> {
     let namespace = std::fs::File::open("/proc/self/ns/net").map_err(AgentError::Namespace)?;
     let hello = Request::Hello {
@@ -145,7 +145,7 @@ enum Answer {
     Failed(String),
 }
 
-fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &StopSignals) -> Result<Answer, AgentError> {
+fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &Signals) -> Result<Answer, AgentError> {
     let failed = |error: PacketError| Ok(Answer::Failed(error.to_string()));
     let connection = match packet::connect(socket) {
         Ok(connection) => connection,
@@ -171,7 +171,7 @@ fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &Stop
 }
 
 /// Waits until the connection is readable; `false` when the time is over.
-fn wait(signals: &StopSignals, connection: Option<&OwnedFd>, limit: Duration) -> Result<bool, AgentError> {
+fn wait(signals: &Signals, connection: Option<&OwnedFd>, limit: Duration) -> Result<bool, AgentError> {
     let deadline = Instant::now() + limit;
     let (signals_fd, connection_fd) = (signals.as_fd(), connection.map(AsFd::as_fd));
     loop {
@@ -184,7 +184,7 @@ fn wait(signals: &StopSignals, connection: Option<&OwnedFd>, limit: Duration) ->
         };
         // A failing poll is a passing interruption; the deadline ends the loop in any case.
         let _ = rustix::event::poll(&mut set, Some(&timeout));
-        if !set[0].revents().is_empty() && signals.take() {
+        if !set[0].revents().is_empty() && signals.take().stop {
             return Err(AgentError::Stopped);
         }
         if set.get(1).is_some_and(|fd| !fd.revents().is_empty()) {

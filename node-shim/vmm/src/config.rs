@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use node_shim_protocol::VmConfig;
-use node_shim_protocol::config::{self as protocol, Binding, CloudInit, DiskSource, GuestNetwork};
+use node_shim_protocol::config::{self as protocol, Binding, CloudInit, DiskFormat, DiskSource, GuestNetwork};
 
 use node_shim_virtio::net::MacAddress;
+use node_shim_virtio::rate_limit::{self, Limits};
 
 use crate::layout;
 
@@ -24,6 +25,10 @@ const MEMORY_MIN_BYTES: u64 = 32 << 20;
 const MEMORY_MAX_BYTES: u64 = 512 << 30;
 /// Most disks.
 const DISKS_MAX: usize = 16;
+/// Most images below another one.
+const BACKING_MAX: usize = 8;
+/// Bytes of a disk's serial number (virtio 1.2, 5.2.6).
+const SERIAL_MAX_BYTES: usize = 20;
 /// Most interfaces: one descriptor each in the agent's answer.
 const INTERFACES_MAX: usize = node_shim_protocol::agent::MAX_DESCRIPTORS - 1;
 /// Largest empty disk in bytes.
@@ -109,8 +114,12 @@ pub(crate) struct KernelBoot {
 pub(crate) struct Disk {
     /// Unique among the disks.
     pub(crate) name: String,
+    /// At most 20 bytes.
+    pub(crate) serial: String,
     /// Whether the guest may only read it.
     pub(crate) read_only: bool,
+    /// How much it may move.
+    pub(crate) limits: Limits,
     /// Where its contents come from.
     pub(crate) source: DiskSource,
 }
@@ -283,34 +292,92 @@ fn check_disks(disks: Vec<protocol::Disk>) -> Result<Vec<Disk>, ConfigError> {
     for (index, disk) in disks.into_iter().enumerate() {
         let protocol::Disk {
             name,
+            serial,
             read_only,
+            rate_limit,
             source,
         } = disk;
-        check_name(&format!("disks[{index}].name"), &name, &mut names)?;
-        match &source {
-            DiskSource::Image { path } if path.as_os_str().is_empty() => {
-                return refuse(
-                    format!("disks[{index}].source.image.path"),
-                    "write the path of an image or of its directory",
-                );
-            }
-            DiskSource::Empty { size_bytes }
-                if !(512..=DISK_MAX_BYTES).contains(size_bytes) || size_bytes % 512 != 0 =>
-            {
-                return refuse(
-                    format!("disks[{index}].source.empty.sizeBytes"),
-                    format!("is {size_bytes}; write a multiple of 512 up to {DISK_MAX_BYTES}"),
-                );
-            }
-            DiskSource::Image { .. } | DiskSource::Empty { .. } => {}
-        }
+        let field = format!("disks[{index}]");
+        check_name(&format!("{field}.name"), &name, &mut names)?;
+        check_disk_source(&field, &source)?;
         checked.push(Disk {
+            serial: check_serial(&field, serial, &name)?,
             name,
             read_only,
+            limits: check_rate_limit(&format!("{field}.rateLimit"), rate_limit)?,
             source,
         });
     }
     Ok(checked)
+}
+
+fn check_disk_source(field: &str, source: &DiskSource) -> Result<(), ConfigError> {
+    match source {
+        DiskSource::Image { path, format, backing } => {
+            let write = "write the path of an image or of its directory";
+            if path.as_os_str().is_empty() {
+                return refuse(format!("{field}.source.image.path"), write);
+            }
+            let list = format!("{field}.source.image.backing");
+            if backing.len() > BACKING_MAX {
+                return refuse(
+                    list,
+                    format!("there are {}; write at most {BACKING_MAX}", backing.len()),
+                );
+            }
+            if !backing.is_empty() && format.is_some_and(|format| format != DiskFormat::Qcow2) {
+                return refuse(list, "only a qcow2 image is based on another one; leave it out");
+            }
+            if let Some(index) = backing.iter().position(|image| image.path.as_os_str().is_empty()) {
+                return refuse(format!("{list}[{index}].path"), write);
+            }
+        }
+        DiskSource::Empty { size_bytes } => {
+            if !(512..=DISK_MAX_BYTES).contains(size_bytes) || size_bytes % 512 != 0 {
+                return refuse(
+                    format!("{field}.source.empty.sizeBytes"),
+                    format!("is {size_bytes}; write a multiple of 512 up to {DISK_MAX_BYTES}"),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_serial(field: &str, serial: Option<String>, name: &str) -> Result<String, ConfigError> {
+    let Some(serial) = serial else {
+        return Ok(name.chars().take(SERIAL_MAX_BYTES).collect());
+    };
+    if !(1..=SERIAL_MAX_BYTES).contains(&serial.len()) || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return refuse(
+            format!("{field}.serial"),
+            format!("write 1 to {SERIAL_MAX_BYTES} printable ASCII characters, without spaces"),
+        );
+    }
+    Ok(serial)
+}
+
+/// Checks how much a device may move.
+pub(crate) fn check_rate_limit(field: &str, limit: protocol::RateLimit) -> Result<Limits, ConfigError> {
+    let check = |name: &str, rate: Option<protocol::Rate>| -> Result<Option<rate_limit::Rate>, ConfigError> {
+        let Some(protocol::Rate { per_second, burst }) = rate else {
+            return Ok(None);
+        };
+        let burst = burst.unwrap_or(per_second);
+        for (part, value) in [("perSecond", per_second), ("burst", burst)] {
+            if !(1..=rate_limit::MAX_TOKENS).contains(&value) {
+                return refuse(
+                    format!("{field}.{name}.{part}"),
+                    format!("is {value}; write 1 to {}", rate_limit::MAX_TOKENS),
+                );
+            }
+        }
+        Ok(Some(rate_limit::Rate { per_second, burst }))
+    };
+    Ok(Limits {
+        bytes: check("bytes", limit.bytes)?,
+        operations: check("operations", limit.operations)?,
+    })
 }
 
 fn check_interfaces(interfaces: Vec<protocol::Interface>) -> Result<Vec<Interface>, ConfigError> {

@@ -1,5 +1,5 @@
-//! The guest's console on stdout: a bounded buffer and a thread that writes it out, so that a slow reader of our stdout delays the
-//! guest a little and never stops it.
+//! The guest's consoles on stdout: a bounded buffer and a thread that writes it out, so that a slow reader of our stdout delays the
+//! guest a little and never stops it. The serial port and the virtio console share it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,10 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use node_shim_virtio::console::Sink;
+
 use crate::lock::lock;
 
-/// Bytes that wait for a slow reader; a pipe holds four times as many.
+/// Bytes of the serial port that wait for a slow reader; a pipe holds four times as many.
 const BUFFER_BYTES: usize = 16 * 1024;
+/// Bytes that wait when the virtio console has printed: it cannot wait for room, because its driver spins meanwhile.
+const BUFFER_MAX_BYTES: usize = 256 * 1024;
 /// How long output may gather before it is written: one system call for a line instead of one for each byte.
 const GATHER: Duration = Duration::from_millis(5);
 /// How long one byte waits for room before output is dropped.
@@ -26,6 +30,18 @@ struct Buffer {
     lost: u64,
     /// Nobody reads: the writer ended.
     closed: bool,
+    /// Who printed last.
+    last: Console,
+}
+
+/// The guest's consoles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Console {
+    /// `ttyS0`.
+    #[default]
+    Serial,
+    /// `hvc0`.
+    Virtio,
 }
 
 #[derive(Default)]
@@ -72,8 +88,14 @@ impl Output {
         }
     }
 
+    /// The console that printed last: input is for that one.
+    pub(crate) fn last(&self) -> Console {
+        lock(&self.0.buffer).last
+    }
+
     fn push(&self, byte: u8) {
         let mut buffer = lock(&self.0.buffer);
+        buffer.last = Console::Serial;
         if buffer.bytes.len() >= BUFFER_BYTES && buffer.lost == 0 && !buffer.closed {
             buffer = self
                 .0
@@ -95,6 +117,22 @@ impl Output {
         if was_empty {
             self.0.filled.notify_one();
         }
+    }
+}
+
+impl Sink for Output {
+    fn write(&mut self, bytes: &[u8]) {
+        let mut buffer = lock(&self.0.buffer);
+        buffer.last = Console::Virtio;
+        if buffer.closed {
+            return;
+        }
+        let room = BUFFER_MAX_BYTES.saturating_sub(buffer.bytes.len()).min(bytes.len());
+        let (kept, lost) = bytes.split_at(room);
+        buffer.lost += lost.len() as u64;
+        buffer.bytes.extend(kept);
+        drop(buffer);
+        self.0.filled.notify_one();
     }
 }
 
@@ -142,7 +180,8 @@ fn take(shared: &Shared) -> Vec<u8> {
         .wait_timeout(buffer, GATHER)
         .unwrap_or_else(PoisonError::into_inner)
         .0;
-    let mut chunk: Vec<u8> = buffer.bytes.drain(..).collect();
+    // The allocation goes with the bytes: a burst is not paid for ever after.
+    let mut chunk = Vec::from(std::mem::take(&mut buffer.bytes));
     if buffer.lost > 0 {
         chunk
             .extend_from_slice(format!("\r\n[node-shim: {} bytes of console output lost]\r\n", buffer.lost).as_bytes());
@@ -174,7 +213,8 @@ fn write_all(target: &OwnedFd, mut bytes: &[u8]) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::Read;
+    use std::io::Write as _;
 
     use super::*;
 
@@ -205,6 +245,26 @@ mod tests {
             let count = reader.read(&mut more).unwrap();
             rest.extend_from_slice(&more[..count]);
         }
+    }
+
+    #[test]
+    fn the_virtio_console_never_waits_and_says_what_was_lost() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut output = Output::start(writer.into()).unwrap();
+        assert_eq!(output.last(), Console::Serial);
+        let start = Instant::now();
+        for _ in 0..64 {
+            Sink::write(&mut output, &[b'x'; 16 * 1024]);
+        }
+        assert!(start.elapsed() < 64 * STALL_MAX, "{:?}", start.elapsed());
+        assert_eq!(output.last(), Console::Virtio);
+        let mut read = Vec::new();
+        while !String::from_utf8_lossy(&read).contains("bytes of console output lost") {
+            let mut more = [0; 4096];
+            let count = reader.read(&mut more).unwrap();
+            read.extend_from_slice(&more[..count]);
+        }
+        assert!(read.len() >= BUFFER_MAX_BYTES, "{}", read.len());
     }
 
     #[test]

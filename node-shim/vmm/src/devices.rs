@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use node_shim_virtio::block::Block;
+use node_shim_virtio::console::Console;
 use node_shim_virtio::device::{Memory, VirtioDevice};
 use node_shim_virtio::net::Net;
 use node_shim_virtio::pci::VirtioPci;
@@ -21,7 +22,12 @@ pub(crate) mod seed;
 
 /// Every device, in the order of its PCI slots: the guest finds disks in the order in which the configuration has them, and the seed
 /// after them.
-pub(crate) fn all(disks: Vec<Block>, seed: Option<Block>, nets: Vec<Net>) -> Vec<Box<dyn VirtioDevice>> {
+pub(crate) fn all(
+    disks: Vec<Block>,
+    seed: Option<Block>,
+    nets: Vec<Net>,
+    console: Console,
+) -> Vec<Box<dyn VirtioDevice>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in disks.into_iter().chain(seed) {
         devices.push(Box::new(disk));
@@ -30,6 +36,7 @@ pub(crate) fn all(disks: Vec<Block>, seed: Option<Block>, nets: Vec<Net>) -> Vec
         devices.push(Box::new(net));
     }
     devices.push(Box::new(Rng::new()));
+    devices.push(Box::new(console));
     devices
 }
 

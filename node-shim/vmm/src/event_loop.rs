@@ -12,13 +12,15 @@ use node_shim_virtio::device::Event as DeviceEvent;
 use rustix::event::epoll::EventFlags;
 
 use crate::agent::Link;
+use crate::console::Console;
 use crate::kvm::KvmError;
 use crate::lifecycle::{Action, Event, Phase, VmState};
 use crate::log;
 use crate::machine::{Machine, MachineError, Platform};
 use crate::memory::{self, MemoryError};
 use crate::poll::{Poll, Source, Token};
-use crate::signals::StopSignals;
+use crate::signals::Signals;
+use crate::terminal;
 
 /// A guest whose button driver was not yet there, or that cleared the event and did nothing, sees the button pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(5);
@@ -65,7 +67,7 @@ pub(crate) struct Ending {
 pub(crate) struct EventLoop {
     platform: Platform,
     poll: Arc<Poll>,
-    signals: StopSignals,
+    signals: Signals,
     agent: Option<Link>,
     grace: Duration,
     state: VmState,
@@ -98,7 +100,7 @@ enum Stdin {
 pub(crate) fn run(
     platform: Platform,
     poll: Arc<Poll>,
-    signals: StopSignals,
+    signals: Signals,
     agent: Option<Link>,
     grace: Duration,
 ) -> Result<Ending, RunError> {
@@ -162,6 +164,7 @@ impl EventLoop {
         let drained = unsafe { BorrowedFd::borrow_raw(drained) };
         self.poll.add(drained, EventFlags::IN, Source::StdinDrained)?;
         self.stdin = Stdin::Waiting;
+        self.tell_size();
         if let Some(agent) = &mut self.agent {
             agent.watch(&self.poll)?;
         }
@@ -197,8 +200,12 @@ impl EventLoop {
     fn handle(&mut self, machine: &Machine, source: Source) -> io::Result<()> {
         match source {
             Source::Signals => {
-                if self.signals.take() {
+                let arrived = self.signals.take();
+                if arrived.stop {
                     self.events.push_back(Event::StopRequested);
+                }
+                if arrived.resize {
+                    self.tell_size();
                 }
             }
             Source::Mailbox => self.events.append(&mut self.platform.mailbox.take()),
@@ -352,11 +359,21 @@ impl EventLoop {
         Ok(())
     }
 
+    fn tell_size(&self) {
+        if let Some(size) = terminal::size() {
+            self.platform.console.resize(size);
+        }
+    }
+
     fn read_stdin(&mut self, machine: &Machine) {
         let Stdin::Polled(token) = self.stdin else {
             return;
         };
-        let capacity = machine.serial.capacity();
+        let console = self.platform.output.last();
+        let capacity = match console {
+            Console::Serial => machine.serial.capacity(),
+            Console::Virtio => self.platform.console.capacity(),
+        };
         let mut buffer = [0; 64];
         let room = buffer.get_mut(..capacity.min(64)).unwrap_or_default();
         if room.is_empty() {
@@ -365,11 +382,14 @@ impl EventLoop {
             return;
         }
         match rustix::io::read(rustix::stdio::stdin(), &mut *room) {
-            Ok(count @ 1..) => {
-                if let Err(error) = machine.serial.input(&room[..count]) {
-                    log::line(format_args!("failed to pass console input to the guest: {error}"));
+            Ok(count @ 1..) => match console {
+                Console::Serial => {
+                    if let Err(error) = machine.serial.input(&room[..count]) {
+                        log::line(format_args!("failed to pass console input to the guest: {error}"));
+                    }
                 }
-            }
+                Console::Virtio => self.platform.console.input(&room[..count]),
+            },
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Ok(0) | Err(_) => {
                 self.poll.remove(rustix::stdio::stdin(), token);

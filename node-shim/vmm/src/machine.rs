@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use node_shim_protocol::ExitReason;
+use node_shim_virtio::console::Port;
 use node_shim_virtio::device::Memory;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -86,8 +87,10 @@ pub(crate) struct Platform {
     pub(crate) boot: BootSource,
     /// The virtio devices.
     pub(crate) pci: Arc<PciBus>,
-    /// The console.
+    /// What the guest's consoles print.
     pub(crate) output: Output,
+    /// The host's end of the virtio console.
+    pub(crate) console: Port,
     /// Signalled when the guest has read all input.
     pub(crate) input_drained: Arc<EventFd>,
     /// Where vCPUs and devices tell what happened.

@@ -2,7 +2,8 @@
 
 use std::sync::Mutex;
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use node_shim_virtio::console::Size;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::lock::lock;
 
@@ -20,6 +21,15 @@ pub(crate) fn make_raw() {
     if tcsetattr(stdin, OptionalActions::Now, &raw).is_ok() {
         *lock(&SAVED) = Some(before);
     }
+}
+
+/// Its size.
+pub(crate) fn size() -> Option<Size> {
+    let size = tcgetwinsize(rustix::stdio::stdin()).ok()?;
+    Some(Size {
+        columns: size.ws_col,
+        rows: size.ws_row,
+    })
 }
 
 /// Makes it what it was.

@@ -5,8 +5,8 @@
 //! 3. disks and the cloud-init seed opened;
 //! 4. KVM and taps: from the node agent, or opened here;
 //! 5. guest memory and the VM;
-//! 6. virtio devices on the PCI bus;
-//! 7. the console.
+//! 6. the console;
+//! 7. virtio devices on the PCI bus.
 //!
 //! Everything that can be wrong with what the user gave comes before anything that the host gives, so that the same mistake always
 //! ends the same way.
@@ -18,6 +18,7 @@ use std::sync::Arc;
 use node_shim_protocol::ExitReason;
 use node_shim_protocol::agent::InterfaceRequest;
 use node_shim_protocol::config::Binding;
+use node_shim_virtio::console::{Console, Port};
 use node_shim_virtio::net::Net;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -36,7 +37,7 @@ use crate::mailbox::Mailbox;
 use crate::memory::{self, MemoryError};
 use crate::pci::{PciBus, TooManyFunctions};
 use crate::poll::Poll;
-use crate::signals::{self, StopSignals};
+use crate::signals::{self, Signals};
 use crate::{log, terminal};
 
 /// Why there is no VM, or no longer one.
@@ -131,7 +132,7 @@ pub(crate) struct Options {
 /// Runs a VM from its configuration to its end.
 pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let host_error = |what| move |source| VmmError::Host { what, source };
-    let signals = StopSignals::block().map_err(host_error("block signals"))?;
+    let signals = Signals::block().map_err(host_error("block signals"))?;
     signals::install_kick_handler().map_err(host_error("install a signal handler"))?;
 
     let config = config::load(&options.config).map_err(VmmError::Config)?;
@@ -153,16 +154,18 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
     let mailbox = Arc::new(Mailbox::new().map_err(host_error("create an eventfd"))?);
-    let devices = devices::all(disks, seed, nets);
-    let functions = devices::connect(devices, &memory, &vm, &poll, &mailbox)
-        .map_err(host_error("create the eventfds of a device"))?;
-    let pci = Arc::new(PciBus::new(functions).map_err(VmmError::Slots)?);
-
     let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
     let output = stdout.map_err(io::Error::from).and_then(Output::start);
     let output = output.map_err(host_error("start the console"))?;
     let input_drained =
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host_error("create an eventfd"))?;
+    let input_drained = Arc::new(input_drained);
+    let port = Port::new(Arc::clone(&input_drained)).map_err(host_error("create an eventfd"))?;
+    let console = Console::new(port.clone(), Box::new(output.clone()));
+    let devices = devices::all(disks, seed, nets, console);
+    let functions = devices::connect(devices, &memory, &vm, &poll, &mailbox)
+        .map_err(host_error("create the eventfds of a device"))?;
+    let pci = Arc::new(PciBus::new(functions).map_err(VmmError::Slots)?);
     let platform = Platform {
         host,
         vm,
@@ -172,7 +175,8 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         boot,
         pci,
         output,
-        input_drained: Arc::new(input_drained),
+        console: port,
+        input_drained,
         mailbox,
     };
     log::line(format_args!(
@@ -192,11 +196,7 @@ struct HostResources {
     agent: Option<Link>,
 }
 
-fn host_resources(
-    config: &CheckedConfig,
-    agent: Option<&Path>,
-    signals: &StopSignals,
-) -> Result<HostResources, VmmError> {
+fn host_resources(config: &CheckedConfig, agent: Option<&Path>, signals: &Signals) -> Result<HostResources, VmmError> {
     let masqueraded: Vec<InterfaceRequest> = config
         .interfaces
         .iter()

@@ -1,14 +1,15 @@
-//! A raw disk in a file.
+//! Raw disks in files.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::storage::{SECTOR_BYTES, Storage, StorageError};
+use super::storage::{Access, Extent, SECTOR_BYTES, Storage, StorageError};
 use crate::buffers::Buffers;
 
 /// A raw disk whose bytes are a file's bytes.
@@ -17,6 +18,7 @@ pub struct FileStorage {
     file: File,
     length: u64,
     read_only: bool,
+    sync: Sync,
 }
 
 impl FileStorage {
@@ -36,23 +38,36 @@ impl FileStorage {
     /// # Errors
     /// When it is no raw disk.
     pub fn read_only(file: File, path: &Path) -> Result<Self, StorageError> {
-        let length = disk_length(&file, path)?;
+        let length = file_length(&file, path)?;
+        check_length(length, path)?;
         Ok(Self {
             file,
             length,
             read_only: true,
+            sync: Sync::default(),
         })
     }
 
+    /// The first `length` bytes of a file that has them, as an image that is never written.
+    pub(super) fn read_only_part(file: File, length: u64) -> Self {
+        Self {
+            file,
+            length,
+            read_only: true,
+            sync: Sync::default(),
+        }
+    }
+
     /// A writable disk of `length` bytes, made sparse and empty when the file is not there. The file is locked against other processes.
+    /// It is raw whatever its guest writes to it: nobody looks for a format in it.
     ///
     /// # Errors
     /// When it cannot be opened or made, is in use, has another size, or `length` is not a whole number of sectors.
     pub fn open_or_create(path: &Path, length: u64) -> Result<Self, StorageError> {
         let file = open_locked(path)?;
-        let found = file.metadata().map_err(|source| failed("inspect", path, source))?.len();
+        let found = file_length(&file, path)?;
+        check_length(length, path)?;
         if found == 0 {
-            check_length(length, path)?;
             file.set_len(length)
                 .map_err(|source| failed("set the size of", path, source))?;
         } else if found != length {
@@ -64,23 +79,27 @@ impl FileStorage {
         }
         Ok(Self {
             file,
-            length: disk_length_of(length, path)?,
+            length,
             read_only: false,
+            sync: Sync::default(),
         })
     }
 
-    /// Reads bytes that are not the guest's: for identifying an image and for filling an overlay's blocks.
-    ///
-    /// # Errors
-    /// Of `pread(2)`.
-    pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, offset)
+    /// The same disk, which its guest may only read.
+    #[must_use]
+    pub fn write_protected(self) -> Self {
+        Self {
+            read_only: true,
+            ..self
+        }
     }
-}
 
-impl AsFd for FileStorage {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+    fn check_writable(&self) -> io::Result<()> {
+        if self.read_only {
+            Err(io::ErrorKind::ReadOnlyFilesystem.into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -93,37 +112,60 @@ impl Storage for FileStorage {
         self.read_only
     }
 
-    fn read_at(&mut self, buffers: &mut Buffers<'_>, offset: u64) -> io::Result<()> {
-        buffers.read_exact_at(self.file.as_fd(), buffers.len(), offset)
+    fn read_at(&self, buffers: &mut Buffers<'_>, length: usize, offset: u64) -> io::Result<()> {
+        buffers.read_exact_at(self.file.as_fd(), length, offset)
     }
 
-    fn write_at(&mut self, buffers: &mut Buffers<'_>, offset: u64) -> io::Result<()> {
+    fn write_at(&self, buffers: &mut Buffers<'_>, offset: u64) -> io::Result<()> {
         self.check_writable()?;
         buffers.write_all_at(self.file.as_fd(), buffers.len(), offset)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        if self.read_only { Ok(()) } else { self.file.sync_data() }
+    fn flush(&self) -> io::Result<()> {
+        if self.read_only {
+            Ok(())
+        } else {
+            self.sync.data(&self.file)
+        }
     }
 
-    fn discard(&mut self, offset: u64, length: u64) -> io::Result<()> {
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_writable()?;
         zero(&self.file, offset, length, true)
     }
 
-    fn write_zeroes(&mut self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
         self.check_writable()?;
         zero(&self.file, offset, length, unmap)
     }
+
+    fn extents<'a>(&'a self, offset: u64, length: u64, access: Access, extents: &mut Vec<Extent<'a>>) -> bool {
+        extents.push(Extent {
+            file: self.file.as_fd(),
+            offset,
+            length,
+        });
+        access == Access::Read || !self.read_only
+    }
 }
 
-impl FileStorage {
-    fn check_writable(&self) -> io::Result<()> {
-        if self.read_only {
-            Err(io::ErrorKind::ReadOnlyFilesystem.into())
-        } else {
-            Ok(())
+/// Synchronisation of one disk's files. After a failure the kernel has forgotten what it could not write, and the next call would say
+/// that all is well: so it is remembered here.
+#[derive(Debug, Default)]
+pub(super) struct Sync {
+    failed: AtomicBool,
+}
+
+impl Sync {
+    /// `fdatasync(2)`.
+    pub(super) fn data(&self, file: &File) -> io::Result<()> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(io::Error::other(
+                "an earlier flush failed, so nobody knows what is on stable storage",
+            ));
         }
+        file.sync_data()
+            .inspect_err(|_| self.failed.store(true, Ordering::Release))
     }
 }
 
@@ -170,27 +212,24 @@ fn write_zeros(file: &File, offset: u64, length: u64) -> io::Result<()> {
     while done < length {
         let step = (length - done).min(ZEROS.len() as u64);
         let bytes = usize::try_from(step).map_err(io::Error::other)?;
-        std::os::unix::fs::FileExt::write_all_at(file, &ZEROS[..bytes], offset + done)?;
+        file.write_all_at(&ZEROS[..bytes], offset + done)?;
         done += step;
     }
     Ok(())
 }
 
-/// The size of a disk image in a regular file; nothing else is one.
-fn disk_length(file: &File, path: &Path) -> Result<u64, StorageError> {
+/// The size of a regular file; nothing else is a disk.
+pub(super) fn file_length(file: &File, path: &Path) -> Result<u64, StorageError> {
     let metadata = file.metadata().map_err(|source| failed("inspect", path, source))?;
     if metadata.is_file() {
-        return disk_length_of(metadata.len(), path);
+        return Ok(metadata.len());
     }
     let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
     Err(failed("use as a disk image", path, source))
 }
 
-fn disk_length_of(length: u64, path: &Path) -> Result<u64, StorageError> {
-    check_length(length, path).map(|()| length)
-}
-
-fn check_length(length: u64, path: &Path) -> Result<(), StorageError> {
+/// Whether so many bytes can be a disk.
+pub(super) fn check_length(length: u64, path: &Path) -> Result<(), StorageError> {
     if length == 0 {
         return Err(StorageError::Empty { path: path.to_owned() });
     }

@@ -34,30 +34,10 @@ impl Storage for MemoryStorage {
         self.bytes.len() as u64
     }
 
-    fn read_only(&self) -> bool {
-        true
-    }
-
-    fn read_at(&mut self, buffers: &mut Buffers<'_>, offset: u64) -> io::Result<()> {
+    fn read_at(&self, buffers: &mut Buffers<'_>, length: usize, offset: u64) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(io::Error::other)?;
-        let end = start.checked_add(buffers.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let end = start.checked_add(length).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffers.fill_from(self.bytes.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
-    }
-
-    fn write_at(&mut self, _buffers: &mut Buffers<'_>, _offset: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn discard(&mut self, _offset: u64, _length: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn write_zeroes(&mut self, _offset: u64, _length: u64, _unmap: bool) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::device::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, FEATURE_VERSION_1};
+use crate::device::{FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, FEATURE_VERSION_1, Memory};
 use crate::testing::driver::{peek, put};
 use crate::testing::{Descriptor as D, DriverQueue, InterruptLog, MEMORY_BYTES, activate, guest_memory};
 
@@ -25,18 +25,18 @@ impl Driver {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("disk");
         let storage = FileStorage::open_or_create(&path, DISK_BYTES).unwrap();
-        Self::of(Box::new(storage), features, directory)
+        Self::of(Arc::new(storage), features, directory)
     }
 
     fn read_only() -> Self {
         let storage = MemoryStorage::new(vec![0x11; 4096]);
-        Self::of(Box::new(storage), FEATURE_VERSION_1, tempfile::tempdir().unwrap())
+        Self::of(Arc::new(storage), FEATURE_VERSION_1, tempfile::tempdir().unwrap())
     }
 
-    fn of(storage: Box<dyn Storage>, features: u64, directory: tempfile::TempDir) -> Self {
+    fn of(storage: Arc<dyn Storage>, features: u64, directory: tempfile::TempDir) -> Self {
         let memory = guest_memory();
         let queue = DriverQueue::new(0x1000, 16);
-        let mut device = Block::new("blk0", "a-serial-that-is-longer-than-it-may-be", storage);
+        let mut device = Block::on_caller("blk0", "a-serial-that-is-longer-than-it-may-be", storage);
         let (interrupts, kicks) = activate(&mut device, &memory, features, &[queue]).unwrap();
         Self {
             memory,
@@ -292,16 +292,35 @@ fn with_event_idx_the_driver_says_when_it_is_interrupted() {
     }
 }
 
+/// Writes `count` heads that all are the same indirect request, a flush, and offers them.
+fn offer_flushes(driver: &mut Driver, count: u16) {
+    driver.header(4, 0);
+    for (at, descriptor) in [
+        (
+            0x8000,
+            D {
+                flags: D::NEXT,
+                next: 1,
+                ..D::readable(HEADER, 16)
+            },
+        ),
+        (0x8010, D::writable(STATUS, 1)),
+    ] {
+        put(&driver.memory, at, &descriptor.bytes());
+    }
+    let table = D {
+        flags: D::INDIRECT,
+        ..D::readable(0x8000, 32)
+    };
+    for head in 0..count {
+        driver.queue.send(&driver.memory, head, &[table]);
+    }
+}
+
 #[test]
 fn a_full_queue_is_handled_in_turns() {
-    let mut driver = Driver::new(FEATURE_VERSION_1);
-    driver.header(4, 0);
-    driver
-        .queue
-        .write_chain(&driver.memory, 0, &[D::readable(HEADER, 16), D::writable(STATUS, 1)]);
-    for _ in 0..16 {
-        driver.queue.offer(&driver.memory, 0);
-    }
+    let mut driver = Driver::new(FEATURE_VERSION_1 | FEATURE_INDIRECT_DESC);
+    offer_flushes(&mut driver, 16);
     driver.device.handle(Event::Queue(0)).unwrap();
     assert_eq!(
         driver.kicks[0].read().unwrap(),
@@ -314,12 +333,23 @@ fn a_full_queue_is_handled_in_turns() {
 }
 
 #[test]
+fn a_head_that_is_in_flight_is_refused() {
+    let mut driver = Driver::new(FEATURE_VERSION_1 | FEATURE_INDIRECT_DESC);
+    offer_flushes(&mut driver, 2);
+    driver.queue.offer(&driver.memory, 1);
+    let error = driver.device.handle(Event::Queue(0)).unwrap_err().to_string();
+    assert!(error.contains("head 1 is in flight already"), "{error}");
+    // What came before was carried out.
+    assert_eq!(std::iter::from_fn(|| driver.queue.used(&driver.memory)).count(), 2);
+}
+
+#[test]
 fn configuration_is_what_the_specification_says() {
     let driver = Driver::new(FEATURE_VERSION_1);
     let mut config = [0xff; 64];
     driver.device.read_config(0, &mut config);
     assert_eq!(config[..8], 2048_u64.to_le_bytes());
-    assert_eq!(config[8..12], [0; 4], "no size_max");
+    assert_eq!(config[8..12], (4_u32 << 20).to_le_bytes(), "size_max");
     assert_eq!(config[12..16], 254_u32.to_le_bytes());
     assert_eq!(config[20..24], 512_u32.to_le_bytes());
     assert_eq!(config[24], 3);

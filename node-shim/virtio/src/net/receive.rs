@@ -9,6 +9,7 @@ use crate::buffers::{Buffers, Room};
 use crate::chain::{Chain, Segment};
 use crate::device::DeviceError;
 use crate::ring::Ring;
+use crate::state::QueuePosition;
 
 /// Largest frame that a tap hands over: header, Ethernet, VLAN tag, 64 KiB.
 const MAX_FRAME_BYTES: usize = HEADER_BYTES + 14 + 4 + 65535;
@@ -77,6 +78,19 @@ impl Receiver {
             wanted_bytes: if large { MAX_FRAME_BYTES } else { frame_bytes },
             readable: true,
             dropped: 0,
+        }
+    }
+
+    /// Where the queue stands without the staged chains, which are the last that were taken: they would be taken again.
+    pub(super) fn position(&self) -> QueuePosition {
+        let QueuePosition {
+            next_available,
+            next_used,
+        } = self.ring.position();
+        let staged = u16::try_from(self.staged.len()).unwrap_or_default();
+        QueuePosition {
+            next_available: next_available.wrapping_sub(staged),
+            next_used,
         }
     }
 

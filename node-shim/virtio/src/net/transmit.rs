@@ -9,6 +9,7 @@ use crate::buffers::{Buffers, Room};
 use crate::chain::Chain;
 use crate::device::{DeviceError, Memory};
 use crate::ring::{Ring, Step};
+use crate::state::QueuePosition;
 
 /// Frames of the guest that went nowhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +55,11 @@ impl Transmitter {
     /// The link may take frames again; whether that was being waited for.
     pub(super) fn unblock(&mut self) -> bool {
         std::mem::take(&mut self.blocked)
+    }
+
+    /// Where the queue stands.
+    pub(super) fn position(&self) -> QueuePosition {
+        self.ring.position()
     }
 
     /// What was dropped so far.

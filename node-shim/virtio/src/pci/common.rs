@@ -1,5 +1,6 @@
 //! The common configuration registers (virtio 1.2, section 4.1.4.3). Pure state: what a write asks of the device is returned.
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
@@ -69,6 +70,36 @@ impl QueueRegisters {
     }
 }
 
+/// The registers as they are saved. What the device offers is not among them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommonState {
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    driver_features: u64,
+    config_vector: u16,
+    status: u8,
+    queue_select: u16,
+    queues: Vec<QueueState>,
+}
+
+impl CommonState {
+    /// Whether the driver had set `DRIVER_OK`.
+    pub fn is_live(&self) -> bool {
+        Status::from_bits_truncate(self.status).contains(Status::DRIVER_OK)
+    }
+}
+
+/// One queue's registers as they are saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct QueueState {
+    size: u16,
+    vector: u16,
+    enabled: bool,
+    descriptor_table: u64,
+    available_ring: u64,
+    used_ring: u64,
+}
+
 /// A queue that the driver enabled, checked.
 pub struct EnabledQueue {
     /// Its index.
@@ -99,6 +130,79 @@ impl CommonRegisters {
     pub fn reset(&mut self) {
         let sizes: Vec<u16> = self.queues.iter().map(|queue| queue.max_size).collect();
         *self = Self::new(self.offered_features, &sizes, self.vectors);
+    }
+
+    /// The vectors of the queues that the driver enabled.
+    pub fn live_vectors(&self) -> Vec<u16> {
+        let enabled = self.queues.iter().filter(|queue| queue.enabled);
+        enabled
+            .map(|queue| queue.vector)
+            .filter(|vector| *vector != NO_VECTOR)
+            .collect()
+    }
+
+    /// The registers, to be saved.
+    pub fn save(&self) -> CommonState {
+        let Self {
+            offered_features: _,
+            vectors: _,
+            device_feature_select,
+            driver_feature_select,
+            driver_features,
+            config_vector,
+            status,
+            queue_select,
+            queues,
+        } = self;
+        CommonState {
+            device_feature_select: *device_feature_select,
+            driver_feature_select: *driver_feature_select,
+            driver_features: *driver_features,
+            config_vector: *config_vector,
+            status: status.bits(),
+            queue_select: *queue_select,
+            queues: queues.iter().map(QueueRegisters::save).collect(),
+        }
+    }
+
+    /// Takes over saved registers.
+    ///
+    /// # Errors
+    /// What is wrong with them: features that are not offered here, queues that are not here, values that a driver cannot write.
+    pub fn restore(&mut self, state: &CommonState) -> Result<(), String> {
+        let lacking = state.driver_features & !self.offered_features;
+        let status = Status::from_bits(state.status).ok_or("a status that there is not")?;
+        if status.contains(Status::FEATURES_OK) && lacking != 0 {
+            return Err(format!(
+                "the driver uses features {lacking:#x}, which this build does not offer"
+            ));
+        }
+        if state.queues.len() != self.queues.len() {
+            let (saved, here) = (state.queues.len(), self.queues.len());
+            return Err(format!("it had {saved} queues and has {here} here"));
+        }
+        let known = |vector: u16| vector < self.vectors || vector == NO_VECTOR;
+        for (registers, saved) in self.queues.iter().zip(&state.queues) {
+            if !saved.size.is_power_of_two() || saved.size > registers.max_size {
+                return Err(format!("a queue of {} entries", saved.size));
+            }
+            if !known(saved.vector) {
+                return Err(format!("vector {} for a queue", saved.vector));
+            }
+        }
+        if !known(state.config_vector) {
+            return Err(format!("vector {} for the configuration", state.config_vector));
+        }
+        self.device_feature_select = state.device_feature_select;
+        self.driver_feature_select = state.driver_feature_select;
+        self.driver_features = state.driver_features;
+        self.config_vector = state.config_vector;
+        self.status = status;
+        self.queue_select = state.queue_select;
+        for (registers, saved) in self.queues.iter_mut().zip(&state.queues) {
+            registers.restore(*saved);
+        }
+        Ok(())
     }
 
     /// The status register.
@@ -276,6 +380,46 @@ impl CommonRegisters {
 }
 
 impl QueueRegisters {
+    fn save(&self) -> QueueState {
+        let Self {
+            max_size: _,
+            size,
+            vector,
+            enabled,
+            descriptor_table,
+            available_ring,
+            used_ring,
+        } = *self;
+        QueueState {
+            size,
+            vector,
+            enabled,
+            descriptor_table,
+            available_ring,
+            used_ring,
+        }
+    }
+
+    fn restore(&mut self, state: QueueState) {
+        let QueueState {
+            size,
+            vector,
+            enabled,
+            descriptor_table,
+            available_ring,
+            used_ring,
+        } = state;
+        *self = Self {
+            max_size: self.max_size,
+            size,
+            vector,
+            enabled,
+            descriptor_table,
+            available_ring,
+            used_ring,
+        };
+    }
+
     fn checked(&self, index: u16, event_idx: bool, memory: &Memory) -> Result<EnabledQueue, String> {
         let problem = |error: virtio_queue::Error| format!("queue {index}: {error}");
         let mut queue = Queue::new(self.max_size).map_err(problem)?;

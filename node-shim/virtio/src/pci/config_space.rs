@@ -156,6 +156,21 @@ impl ConfigSpace {
         u32::from_le_bytes(bytes)
     }
 
+    /// Every byte.
+    pub fn bytes(&self) -> &[u8; CONFIG_SPACE_BYTES] {
+        &self.registers
+    }
+
+    /// Takes over the writable bits of saved bytes. `false`, and nothing happens, when they are of another function: the rest differs.
+    pub fn restore(&mut self, saved: &[u8]) -> bool {
+        let same = saved.len() == CONFIG_SPACE_BYTES
+            && (0..CONFIG_SPACE_BYTES).all(|at| (saved[at] ^ self.registers[at]) & !self.writable[at] == 0);
+        if same {
+            self.registers.copy_from_slice(saved);
+        }
+        same
+    }
+
     fn set(&mut self, offset: usize, bytes: &[u8]) {
         self.registers[offset..offset + bytes.len()].copy_from_slice(bytes);
     }

@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::transport::{Interrupts, MsiMessage};
 
 /// Bytes of a table entry: address, data, control.
@@ -38,6 +40,15 @@ struct Entry {
     control: u32,
     /// What was last routed, so that rewriting a register with its own value costs no system call.
     routed: Option<MsiMessage>,
+}
+
+/// The table as it is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsixState {
+    /// Address, data and control of each entry.
+    entries: Vec<(u64, u32, u32)>,
+    pending: u64,
+    control: u16,
 }
 
 const RESET_ENTRY: Entry = Entry {
@@ -135,6 +146,39 @@ impl Msix {
             };
             table.update(vector, self.interrupts.as_ref());
         }
+    }
+
+    /// The table, to be saved.
+    pub fn save(&self) -> MsixState {
+        let table = self.lock();
+        let entries = table.entries.iter();
+        MsixState {
+            entries: entries
+                .map(|entry| (entry.address, entry.data, entry.control))
+                .collect(),
+            pending: table.pending,
+            control: table.control,
+        }
+    }
+
+    /// Takes over a saved table, and routes its vectors; what masked vectors owe they go on owing. `false`, and nothing happens, when it
+    /// has another number of vectors.
+    pub fn restore(&self, state: &MsixState) -> bool {
+        let mut table = self.lock();
+        if state.entries.len() != table.entries.len() {
+            return false;
+        }
+        table.control = state.control & CONTROL_WRITABLE;
+        table.pending = state.pending;
+        for (vector, (address, data, control)) in state.entries.iter().enumerate() {
+            let mut bytes = [0; ENTRY_BYTES];
+            bytes[..8].copy_from_slice(&address.to_le_bytes());
+            bytes[8..12].copy_from_slice(&data.to_le_bytes());
+            bytes[12..].copy_from_slice(&control.to_le_bytes());
+            table.entries[vector].set_bytes(bytes);
+            table.update(vector, self.interrupts.as_ref());
+        }
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

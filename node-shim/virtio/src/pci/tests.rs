@@ -1,6 +1,7 @@
 use super::*;
 use crate::device::HostSource;
 use crate::rng::Rng;
+use crate::state::{DeviceState, RestoreError, SavedDevice};
 use crate::testing::driver::peek;
 use crate::testing::{ActivatorLog, Descriptor, DriverQueue, InterruptLog, guest_memory};
 
@@ -496,6 +497,12 @@ impl VirtioDevice for Slow {
     fn reset(&mut self) {
         self.active = None;
     }
+    fn save(&self) -> SavedDevice {
+        unreachable!("nobody saves it")
+    }
+    fn restore(&mut self, _state: &DeviceState) -> Result<(), RestoreError> {
+        unreachable!("nobody restores it")
+    }
 }
 
 #[test]
@@ -522,4 +529,100 @@ fn a_reset_waits_for_the_request_in_flight_and_other_registers_do_not() {
         machine.function.handle(Event::Queue(0));
     });
     assert_eq!(machine.status(), 0);
+}
+
+#[test]
+fn a_saved_function_goes_on_as_another() {
+    let machine = Machine::new();
+    machine.start();
+    let mut queue = QUEUE;
+    for head in 0..3 {
+        queue.send(&machine.memory, head, &[Descriptor::writable(0x8000, 64)]);
+        machine.function.handle(Event::Queue(0));
+        assert_eq!(queue.used(&machine.memory), Some((u32::from(head), 64)));
+    }
+    machine.function.pause();
+    // The driver's last request before the vCPUs stopped is for whoever goes on.
+    queue.send(&machine.memory, 3, &[Descriptor::writable(0x9000, 32)]);
+    machine.function.handle(Event::Queue(0));
+    assert_eq!(queue.used(&machine.memory), None, "paused");
+    let bytes = serde_json::to_vec(&machine.function.save()).unwrap();
+    let state: VirtioPciState = serde_json::from_slice(&bytes).unwrap();
+
+    let mut other = Machine::new();
+    other.function.power_on_reset();
+    other.memory = Arc::clone(&machine.memory);
+    other.function = VirtioPci::new(
+        Box::new(Rng::new()),
+        Arc::clone(&machine.memory),
+        Arc::<InterruptLog>::clone(&other.interrupts),
+        Arc::<ActivatorLog>::clone(&other.activator),
+        BAR,
+    );
+    other.function.restore(&state).unwrap();
+    assert_eq!(other.status(), 15);
+    assert_eq!(other.function.save(), state, "what was restored is what was saved");
+    assert_eq!(
+        other.interrupts.triggered(),
+        [0],
+        "an interrupt may have been on its way"
+    );
+    other.function.handle(Event::Queue(0));
+    assert_eq!(queue.used(&machine.memory), None, "still paused");
+    other.function.resume();
+    assert_eq!(other.activator.kicked(), [0]);
+    other.function.handle(Event::Queue(0));
+    assert_eq!(queue.used(&machine.memory), Some((3, 32)));
+    assert_eq!(other.interrupts.triggered(), [0]);
+    // And the first one could have gone on as well.
+    other.write(20, &[0]);
+    assert!(!other.activator.connected());
+}
+
+#[test]
+fn a_state_that_is_not_this_functions_is_refused() {
+    let machine = Machine::new();
+    machine.start();
+    machine.function.pause();
+    let good = serde_json::to_value(machine.function.save()).unwrap();
+    for (pointer, value, expected) in [
+        ("/name", serde_json::json!("blk0"), "its name was blk0"),
+        ("/configuration/2", serde_json::json!(0x41), "another function's"),
+        ("/configuration", serde_json::json!([]), "another function's"),
+        (
+            "/common/driver_features",
+            serde_json::json!(1_u64 << 32 | 1),
+            "features 0x1",
+        ),
+        ("/common/queues", serde_json::json!([]), "it had 0 queues and has 1"),
+        ("/common/queues/0/size", serde_json::json!(3), "a queue of 3 entries"),
+        (
+            "/common/queues/0/size",
+            serde_json::json!(128),
+            "a queue of 128 entries",
+        ),
+        ("/common/queues/0/vector", serde_json::json!(2), "vector 2 for a queue"),
+        ("/common/config_vector", serde_json::json!(9), "vector 9"),
+        ("/common/status", serde_json::json!(16), "a status that there is not"),
+        (
+            "/common/queues/0/used_ring",
+            serde_json::json!(1_u64 << 40),
+            "not in guest memory",
+        ),
+        ("/common/queues/0/enabled", serde_json::json!(false), "without queue 0"),
+        ("/msix/entries", serde_json::json!([]), "another number of vectors"),
+        (
+            "/device/device",
+            serde_json::json!({"Block": {"capacity": 512, "read_only": true, "write_back": true}}),
+            "state in its place is of a block device",
+        ),
+    ] {
+        let mut state = good.clone();
+        *state.pointer_mut(pointer).unwrap() = value;
+        let state: VirtioPciState = serde_json::from_value(state).unwrap();
+        let other = Machine::new();
+        let error = other.function.restore(&state).expect_err(pointer).to_string();
+        assert!(error.contains(expected), "{pointer}: {error}");
+        assert!(!other.activator.connected(), "{pointer}");
+    }
 }

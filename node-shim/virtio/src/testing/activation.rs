@@ -8,20 +8,21 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{DriverQueue, InterruptLog};
 use crate::device::{Activation, ActiveQueue, DeviceError, FEATURE_EVENT_IDX, Memory, VirtioDevice};
 
-/// Activates a device with these features and queues. Queue n has vector n. Returns the interrupts and the kicks that the device may
-/// give itself.
-///
-/// # Errors
-/// When the device refuses.
+/// An activation and the other ends of what is in it.
+pub struct Activated {
+    /// For the device.
+    pub activation: Activation,
+    /// What the device raises.
+    pub interrupts: Arc<InterruptLog>,
+    /// What the device waits for, or gives itself.
+    pub kicks: Vec<EventFd>,
+}
+
+/// An activation with these features and queues. Queue n has vector n, and the configuration the next one.
 ///
 /// # Panics
 /// When the host has no descriptors left, or a queue is not aligned.
-pub fn activate(
-    device: &mut dyn VirtioDevice,
-    memory: &Arc<Memory>,
-    features: u64,
-    queues: &[DriverQueue],
-) -> Result<(Arc<InterruptLog>, Vec<EventFd>), DeviceError> {
+pub fn activation(memory: &Arc<Memory>, features: u64, queues: &[DriverQueue]) -> Activated {
     let interrupts = Arc::new(InterruptLog::default());
     let kicks: Vec<EventFd> = queues
         .iter()
@@ -36,12 +37,38 @@ pub fn activate(
             vector: Some(vector),
         })
     });
-    device.activate(Activation {
+    let activation = Activation {
         memory: memory.clone(),
         features,
         queues: active.collect(),
         interrupts: interrupts.clone(),
-        config_vector: None,
-    })?;
+        config_vector: u16::try_from(queues.len()).ok(),
+    };
+    Activated {
+        activation,
+        interrupts,
+        kicks,
+    }
+}
+
+/// Activates a device. Returns the interrupts and the kicks that the device may give itself.
+///
+/// # Errors
+/// When the device refuses.
+///
+/// # Panics
+/// As [`activation`].
+pub fn activate(
+    device: &mut dyn VirtioDevice,
+    memory: &Arc<Memory>,
+    features: u64,
+    queues: &[DriverQueue],
+) -> Result<(Arc<InterruptLog>, Vec<EventFd>), DeviceError> {
+    let Activated {
+        activation,
+        interrupts,
+        kicks,
+    } = activation(memory, features, queues);
+    device.activate(activation)?;
     Ok((interrupts, kicks))
 }

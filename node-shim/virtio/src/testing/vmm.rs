@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -18,12 +19,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct InterruptLog {
     routes: Mutex<BTreeMap<u16, MsiMessage>>,
     triggered: Mutex<Vec<u16>>,
+    raised: Condvar,
 }
+
+/// Longest wait for an interrupt.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 impl InterruptLog {
     /// Where a vector goes now.
     pub fn route_of(&self, vector: u16) -> Option<MsiMessage> {
         lock(&self.routes).get(&vector).copied()
+    }
+
+    /// Waits until a vector was raised, and says which were since the last call.
+    ///
+    /// # Panics
+    /// When none is within 20 seconds.
+    pub fn await_triggered(&self) -> Vec<u16> {
+        let waited = self
+            .raised
+            .wait_timeout_while(lock(&self.triggered), PATIENCE, |triggered| triggered.is_empty());
+        let (mut triggered, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!timeout.timed_out(), "no interrupt within {PATIENCE:?}");
+        std::mem::take(&mut *triggered)
     }
 
     /// The vectors that were raised since the last call.
@@ -43,6 +61,7 @@ impl Interrupts for InterruptLog {
 
     fn trigger(&self, vector: u16) -> io::Result<()> {
         lock(&self.triggered).push(vector);
+        self.raised.notify_all();
         Ok(())
     }
 }

@@ -107,7 +107,7 @@ fn the_agent_may_ask_for_patience_and_then_grant() {
         });
         answer(&socket, &response.unwrap(), &descriptors(2));
     });
-    let signals = StopSignals::block().unwrap();
+    let signals = Signals::block().unwrap();
     let granted = negotiate(&path, &[interface("default")], &signals).unwrap();
     agent.join().unwrap();
     assert!(granted.kvm.as_raw_fd() >= 0);
@@ -128,7 +128,7 @@ fn a_refusal_for_good_and_nonsense_end_the_negotiation() {
         let path = directory.path().join("agent.sock");
         let socket = listen(&path);
         let agent = std::thread::spawn(move || answer(&socket, text, &[]));
-        let signals = StopSignals::block().unwrap();
+        let signals = Signals::block().unwrap();
         let error = negotiate(&path, &[], &signals).err().unwrap().to_string();
         agent.join().unwrap();
         assert!(error.contains(expected), "{error}");

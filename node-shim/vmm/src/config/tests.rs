@@ -32,10 +32,79 @@ fn a_complete_configuration_is_accepted() {
 }
 
 #[test]
+fn a_disk_says_its_serial_format_and_limits() {
+    let mut value = minimal();
+    value["disks"][0] = json!({
+        "name": "a-name-that-is-longer-than-a-serial-number",
+        "rateLimit": {"bytes": {"perSecond": 1000}, "operations": {"perSecond": 10, "burst": 3}},
+        "source": {"image": {"path": "/disk", "format": "qcow2", "backing": [{"path": "/base", "format": "vhd"}]}}
+    });
+    let config = check_json(value.clone()).unwrap();
+    let disk = &config.disks[0];
+    assert_eq!(disk.serial, "a-name-that-is-longe");
+    let rate = |per_second, burst| Some(rate_limit::Rate { per_second, burst });
+    assert_eq!(
+        (disk.limits.bytes, disk.limits.operations),
+        (rate(1000, 1000), rate(10, 3))
+    );
+    value["disks"][0]["serial"] = json!("WD-1");
+    assert_eq!(check_json(value).unwrap().disks[0].serial, "WD-1");
+}
+
+#[test]
 fn memory_is_whole_pages() {
     let mut value = minimal();
     value["memory"]["sizeBytes"] = json!(100_000_000);
     assert_eq!(check_json(value).unwrap().memory_bytes, 99_999_744);
+}
+
+/// Sets one field after the other in a good configuration; the error must name the third.
+fn assert_refused(cases: &[(&str, Value, &str)]) {
+    for (pointer, value, field) in cases {
+        let mut config = minimal();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        let parent = config.pointer_mut(parent).unwrap();
+        match key.parse::<usize>() {
+            Ok(index) => parent[index] = value.clone(),
+            Err(_) => parent[key] = value.clone(),
+        }
+        let error = check_json(config).expect_err(pointer).to_string();
+        assert!(error.starts_with(&format!("{field}: ")), "{pointer} = {value}: {error}");
+    }
+}
+
+#[test]
+fn an_impossible_disk_is_refused_and_the_field_named() {
+    assert_refused(&[
+        ("/disks/0/serial", json!(""), "disks[0].serial"),
+        ("/disks/0/serial", json!("a b"), "disks[0].serial"),
+        ("/disks/0/serial", json!("x".repeat(21)), "disks[0].serial"),
+        (
+            "/disks/0/rateLimit",
+            json!({"bytes": {"perSecond": 0}}),
+            "disks[0].rateLimit.bytes.perSecond",
+        ),
+        (
+            "/disks/0/rateLimit",
+            json!({"operations": {"perSecond": 1, "burst": 0}}),
+            "disks[0].rateLimit.operations.burst",
+        ),
+        (
+            "/disks/0/source",
+            json!({"image": {"path": "/disk", "format": "raw", "backing": [{"path": "/base"}]}}),
+            "disks[0].source.image.backing",
+        ),
+        (
+            "/disks/0/source",
+            json!({"image": {"path": "/disk", "backing": vec![json!({"path": "/base"}); 9]}}),
+            "disks[0].source.image.backing",
+        ),
+        (
+            "/disks/0/source",
+            json!({"image": {"path": "/disk", "backing": [{"path": "/base"}, {"path": ""}]}}),
+            "disks[0].source.image.backing[1].path",
+        ),
+    ]);
 }
 
 #[test]
@@ -104,17 +173,7 @@ fn what_is_impossible_is_refused_and_the_field_named() {
             "shutdown.gracePeriodSeconds",
         ),
     ];
-    for (pointer, value, field) in cases {
-        let mut config = minimal();
-        let (parent, key) = pointer.rsplit_once('/').unwrap();
-        let parent = config.pointer_mut(parent).unwrap();
-        match key.parse::<usize>() {
-            Ok(index) => parent[index] = value.clone(),
-            Err(_) => parent[key] = value.clone(),
-        }
-        let error = check_json(config).expect_err(pointer).to_string();
-        assert!(error.starts_with(&format!("{field}: ")), "{pointer} = {value}: {error}");
-    }
+    assert_refused(&cases);
 }
 
 #[test]

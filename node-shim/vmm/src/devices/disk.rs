@@ -1,13 +1,16 @@
 //! Disks: images behind overlays, and empty disks, both in the scratch directory.
 
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
 use node_shim_protocol::ExitReason;
-use node_shim_protocol::config::DiskSource;
-use node_shim_virtio::block::Block;
-use node_shim_virtio::block::file::FileStorage;
-use node_shim_virtio::block::overlay::OverlayStorage;
-use node_shim_virtio::block::storage::{Storage, StorageError};
+use node_shim_protocol::config::{BackingImage, DiskFormat, DiskSource};
+use node_shim_virtio::block::format::{self, Format, Image};
+use node_shim_virtio::block::{Block, Engine, FileStorage, Options, OverlayStorage, QUEUES_MAX, Storage, StorageError};
 
 use crate::config::{CheckedConfig, Disk};
+use crate::log;
 use crate::volume::{self, VolumeError};
 
 /// Why a disk cannot be used.
@@ -29,6 +32,14 @@ pub(crate) enum DiskError {
         /// Why.
         source: StorageError,
     },
+    /// The host refuses its threads.
+    #[error("disk `{disk}`: failed to start its threads: {source}")]
+    Threads {
+        /// The disk.
+        disk: String,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl DiskError {
@@ -36,10 +47,13 @@ impl DiskError {
     pub(crate) fn reason(&self) -> ExitReason {
         match self {
             Self::Image { .. } => ExitReason::InvalidDisk,
+            Self::Threads { .. } => ExitReason::HostUnavailable,
             Self::Storage { source, .. } => match source {
                 StorageError::Io { .. } | StorageError::InUse { .. } => ExitReason::HostUnavailable,
                 StorageError::PartialSector { .. }
                 | StorageError::Empty { .. }
+                | StorageError::Format { .. }
+                | StorageError::Unsupported { .. }
                 | StorageError::Size { .. }
                 | StorageError::Map { .. } => ExitReason::InvalidDisk,
             },
@@ -49,33 +63,89 @@ impl DiskError {
 
 /// Opens every disk, in the guest's order.
 pub(crate) fn open_all(config: &CheckedConfig) -> Result<Vec<Block>, DiskError> {
+    if config.disks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let engine = Engine::best();
+    log::line(format_args!("disks use {engine}"));
     let disks = config.disks.iter().enumerate();
-    disks.map(|(index, disk)| open_disk(config, index, disk)).collect()
+    disks.map(|(index, disk)| open(config, index, disk, engine)).collect()
 }
 
-fn open_disk(config: &CheckedConfig, index: usize, disk: &Disk) -> Result<Block, DiskError> {
+/// Opens one disk, which the guest finds as the one with this index, with its threads.
+pub(crate) fn open(config: &CheckedConfig, index: usize, disk: &Disk, engine: Engine) -> Result<Block, DiskError> {
+    let options = Options {
+        name: format!("blk{index}"),
+        serial: disk.serial.clone(),
+        queues: u16::from(config.vcpus).min(QUEUES_MAX),
+        engine,
+        limits: disk.limits,
+    };
+    let storage = open_storage(&config.scratch, disk)?;
+    Block::start(options, storage).map_err(|source| DiskError::Threads {
+        disk: disk.name.clone(),
+        source,
+    })
+}
+
+fn open_storage(scratch: &Path, disk: &Disk) -> Result<Arc<dyn Storage>, DiskError> {
     let storage_error = |source| DiskError::Storage {
         disk: disk.name.clone(),
         source,
     };
-    let storage: Box<dyn Storage> = match &disk.source {
-        DiskSource::Image { path } => {
-            let file = volume::open_file_or_only_file(path).map_err(|source| DiskError::Image {
-                disk: disk.name.clone(),
-                source,
-            })?;
-            let image = FileStorage::read_only(file, path).map_err(storage_error)?;
+    match &disk.source {
+        DiskSource::Image { path, format, backing } => {
+            let image = open_image(&disk.name, path, *format, backing)?;
+            log::line(format_args!(
+                "disk `{}`: {} image of {} MiB",
+                disk.name,
+                image.format,
+                image.storage.len() >> 20
+            ));
             if disk.read_only {
-                Box::new(image)
-            } else {
-                let overlay = config.scratch.join(format!("{}.overlay", disk.name));
-                Box::new(OverlayStorage::open(image, &overlay).map_err(storage_error)?)
+                return Ok(Arc::from(image.storage));
             }
+            let overlay = scratch.join(format!("{}.overlay", disk.name));
+            Ok(Arc::new(OverlayStorage::open(image, &overlay).map_err(storage_error)?))
         }
         DiskSource::Empty { size_bytes } => {
-            let path = config.scratch.join(format!("{}.raw", disk.name));
-            Box::new(FileStorage::open_or_create(&path, *size_bytes).map_err(storage_error)?)
+            let path = scratch.join(format!("{}.raw", disk.name));
+            let file = FileStorage::open_or_create(&path, *size_bytes).map_err(storage_error)?;
+            Ok(Arc::new(if disk.read_only { file.write_protected() } else { file }))
         }
-    };
-    Ok(Block::new(format!("blk{index}"), &disk.name, storage))
+    }
+}
+
+/// Opens an image and what the configuration says is below it, the lowest first.
+fn open_image(
+    disk: &str,
+    path: &Path,
+    stated: Option<DiskFormat>,
+    backing: &[BackingImage],
+) -> Result<Image, DiskError> {
+    let mut below = None;
+    for image in backing.iter().rev() {
+        below = Some(open_layer(disk, &image.path, image.format, below)?);
+    }
+    open_layer(disk, path, stated, below)
+}
+
+fn open_layer(disk: &str, path: &Path, stated: Option<DiskFormat>, below: Option<Image>) -> Result<Image, DiskError> {
+    let file = volume::open_file_or_only_file(path).map_err(|source| DiskError::Image {
+        disk: disk.to_owned(),
+        source,
+    })?;
+    format::open(file, path, stated.map(format_of), below).map_err(|source| DiskError::Storage {
+        disk: disk.to_owned(),
+        source,
+    })
+}
+
+const fn format_of(format: DiskFormat) -> Format {
+    match format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+        DiskFormat::Vhd => Format::Vhd,
+        DiskFormat::Vmdk => Format::Vmdk,
+    }
 }

@@ -44,7 +44,7 @@ pub(crate) fn disk(cloud_init: &CloudInit) -> Result<Block, CloudInitError> {
         network_config: network_config.as_deref(),
     };
     let storage = seed.disk().map_err(CloudInitError::Disk)?;
-    Ok(Block::new("seed", "cidata", Box::new(storage)))
+    Ok(Block::in_memory("seed", "cidata", storage))
 }
 
 fn read(field: &'static str, text: &Text) -> Result<Vec<u8>, CloudInitError> {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use node_shim_protocol::{
     config::{
-        Binding, Boot, CloudInit, Cpu, Disk, DiskSource, Interface, KernelBoot, Memory, Shutdown, Text, VERSION,
-        VmConfig,
+        Binding, Boot, CloudInit, Cpu, Disk, DiskSource, Interface, KernelBoot, Memory, RateLimit, Shutdown, Text,
+        VERSION, VmConfig,
     },
     paths,
 };
@@ -69,6 +69,8 @@ fn disk(disk: &ValidDisk) -> Disk {
     let source = match &disk.source {
         validate::DiskSource::Image { path, .. } => DiskSource::Image {
             path: inside(&disk_mount(&disk.name), path),
+            format: None,
+            backing: Vec::new(),
         },
         validate::DiskSource::Empty { size_bytes } => DiskSource::Empty {
             size_bytes: *size_bytes,
@@ -76,7 +78,9 @@ fn disk(disk: &ValidDisk) -> Disk {
     };
     Disk {
         name: disk.name.clone(),
+        serial: None,
         read_only: disk.read_only,
+        rate_limit: RateLimit::default(),
         source,
     }
 }

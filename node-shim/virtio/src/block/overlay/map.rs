@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::block::format::Format;
+
 /// Bytes of a block.
 pub const BLOCK_BYTES: u64 = 4096;
 /// [`BLOCK_BYTES`], for arrays.
@@ -13,27 +15,30 @@ pub const PAGE_BYTES: usize = 4096;
 const WORD_BITS: u64 = 64;
 const WORDS_PER_PAGE: usize = PAGE_BYTES / 8;
 const MAGIC: [u8; 8] = *b"TANDEMOV";
-const VERSION: u32 = 1;
-/// Magic, version, block size, disk size, fingerprint.
-const CHECKED_BYTES: usize = 32;
+const VERSION: u32 = 2;
+/// Magic, version, block size, disk size, fingerprint, format.
+const CHECKED_BYTES: usize = 40;
 
 /// What a map says about the overlay that it belongs to.
 ///
 /// | offset | bytes, little-endian | what |
 /// |---|---|---|
 /// | 0 | 8 | `TANDEMOV` |
-/// | 8 | 4 | version: 1 |
+/// | 8 | 4 | version: 2 |
 /// | 12 | 4 | bytes of a block: 4096 |
 /// | 16 | 8 | bytes of the disk |
 /// | 24 | 8 | fingerprint of the image |
-/// | 32 | 8 | FNV-1a of the bytes before |
+/// | 32 | 4 | format of the image, a [`Format`] |
+/// | 40 | 8 | FNV-1a of the bytes before |
 /// | 4096 | 8 for each 64 blocks | bits, the first block lowest |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Size of the disk in bytes.
     pub disk_bytes: u64,
-    /// Of the image.
+    /// Of the image's contents.
     pub fingerprint: u64,
+    /// Of the image. It is decided once, when the overlay is made.
+    pub format: Format,
 }
 
 /// Why a header is none of ours.
@@ -48,6 +53,9 @@ pub enum HeaderError {
     /// Another block size.
     #[error("has blocks of {0} bytes, and this build knows {BLOCK_BYTES} only")]
     BlockSize(u32),
+    /// An image of an unknown format.
+    #[error("is over an image of format {0}, which this build does not know")]
+    Format(u32),
     /// Damaged.
     #[error("is damaged: its header's checksum is wrong")]
     Checksum,
@@ -62,8 +70,9 @@ impl Header {
         bytes[12..16].copy_from_slice(&4096_u32.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.disk_bytes.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.fingerprint.to_le_bytes());
+        bytes[32..36].copy_from_slice(&(self.format as u32).to_le_bytes());
         let checksum = Fnv::of(&bytes[..CHECKED_BYTES]);
-        bytes[32..40].copy_from_slice(&checksum.to_le_bytes());
+        bytes[40..48].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
 
@@ -83,12 +92,13 @@ impl Header {
         if u64::from(word(12)) != BLOCK_BYTES {
             return Err(HeaderError::BlockSize(word(12)));
         }
-        if long(32) != Fnv::of(&bytes[..CHECKED_BYTES]) {
+        if long(40) != Fnv::of(&bytes[..CHECKED_BYTES]) {
             return Err(HeaderError::Checksum);
         }
         Ok(Self {
             disk_bytes: long(16),
             fingerprint: long(24),
+            format: Format::from_number(word(32)).ok_or(HeaderError::Format(word(32)))?,
         })
     }
 
@@ -107,6 +117,16 @@ fn word_end(block: u64) -> u64 {
     (block | (WORD_BITS - 1)).saturating_add(1)
 }
 
+/// A page of the file and its bytes.
+pub type Page = (u64, [u8; PAGE_BYTES]);
+
+/// Index of a page's first word.
+fn page_start(page: u64) -> usize {
+    usize::try_from(page)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(WORDS_PER_PAGE)
+}
+
 /// Which blocks the overlay has.
 #[derive(Debug)]
 pub struct BlockMap {
@@ -118,17 +138,34 @@ pub struct BlockMap {
 }
 
 impl BlockMap {
-    /// Reads the bits of a disk of `disk_bytes`; what is missing is not set.
-    pub fn decode(disk_bytes: u64, bytes: &[u8]) -> Self {
-        let words = bytes.chunks(8).map(|chunk| {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            u64::from_le_bytes(word)
-        });
+    /// The map of a disk of `disk_bytes` without any block. Memory of a page of it is taken when a bit is set there.
+    pub fn empty(disk_bytes: u64) -> Self {
+        let blocks = blocks(disk_bytes);
+        let words = usize::try_from(blocks.div_ceil(WORD_BITS)).unwrap_or(usize::MAX);
         Self {
-            words: words.collect(),
-            blocks: blocks(disk_bytes),
+            words: vec![0; words],
+            blocks,
             dirty: BTreeSet::new(),
+        }
+    }
+
+    /// Takes over a page of the file; what is beyond the disk does not count.
+    pub fn load(&mut self, page: u64, bytes: &[u8; PAGE_BYTES]) {
+        // Nothing is written where there is nothing, so that a sparse map stays so in memory.
+        if bytes.iter().all(|byte| *byte == 0) {
+            return;
+        }
+        let words = self.words.iter_mut().skip(page_start(page));
+        for (word, chunk) in words.zip(bytes.chunks_exact(8)) {
+            let mut long = [0; 8];
+            long.copy_from_slice(chunk);
+            *word = u64::from_le_bytes(long);
+        }
+        let excess = self.blocks % WORD_BITS;
+        if let Some(last) = self.words.last_mut()
+            && excess != 0
+        {
+            *last &= u64::MAX >> (WORD_BITS - excess);
         }
     }
 
@@ -174,27 +211,21 @@ impl BlockMap {
         }
     }
 
-    /// Whether [`Self::dirty_pages`] has any.
-    pub fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+    /// Takes the pages that changed since they were last taken, in order, with their bytes as they are now.
+    pub fn take_dirty(&mut self) -> Vec<Page> {
+        let pages = std::mem::take(&mut self.dirty);
+        pages.into_iter().map(|page| (page, self.page(page))).collect()
     }
 
-    /// The pages that changed since [`Self::set_clean`].
-    pub fn dirty_pages(&self) -> impl Iterator<Item = u64> {
-        self.dirty.iter().copied()
-    }
-
-    /// Everything is on stable storage.
-    pub fn set_clean(&mut self) {
-        self.dirty.clear();
+    /// Pages that were taken are not on stable storage after all.
+    pub fn put_back_dirty(&mut self, pages: &[Page]) {
+        self.dirty.extend(pages.iter().map(|(page, _)| *page));
     }
 
     /// The bytes of a page.
     pub fn page(&self, page: u64) -> [u8; PAGE_BYTES] {
         let mut bytes = [0; PAGE_BYTES];
-        let first = usize::try_from(page)
-            .unwrap_or(usize::MAX)
-            .saturating_mul(WORDS_PER_PAGE);
+        let first = page_start(page);
         for (chunk, word) in bytes.chunks_mut(8).zip(self.words.iter().skip(first)) {
             chunk.copy_from_slice(&word.to_le_bytes());
         }
@@ -254,17 +285,19 @@ mod tests {
         let header = Header {
             disk_bytes: 10 << 30,
             fingerprint: 42,
+            format: Format::Qcow2,
         };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Ok(header));
         assert_eq!(header.map_bytes(), 320 << 10);
         for (at, expected) in [
             (0, HeaderError::Magic),
-            (8, HeaderError::Version(0xfe)),
+            (8, HeaderError::Version(0xfd)),
             (12, HeaderError::BlockSize(0x10ff)),
             (17, HeaderError::Checksum),
             (30, HeaderError::Checksum),
             (33, HeaderError::Checksum),
+            (41, HeaderError::Checksum),
         ] {
             let mut damaged = bytes;
             damaged[at] ^= 0xff;
@@ -274,7 +307,7 @@ mod tests {
 
     #[test]
     fn runs_and_dirty_pages() {
-        let mut map = BlockMap::decode(1 << 30, &vec![0; 32768]);
+        let mut map = BlockMap::empty(1 << 30);
         assert_eq!(map.run(0, 1000), (false, 1000));
         map.set(60, 200);
         map.set(40_000, 40_001);
@@ -283,20 +316,30 @@ mod tests {
         assert_eq!(map.run(199, 1000), (true, 200));
         assert_eq!(map.run(100, 150), (true, 150));
         assert_eq!(map.run(200, 1000), (false, 1000));
-        assert_eq!(map.dirty_pages().collect::<Vec<_>>(), [0, 1]);
-        map.set_clean();
+        let pages = map.take_dirty();
+        assert_eq!(pages.iter().map(|(page, _)| *page).collect::<Vec<_>>(), [0, 1]);
         map.set(64, 128);
-        assert!(!map.is_dirty(), "nothing changed");
+        assert!(map.take_dirty().is_empty(), "nothing changed");
+        map.put_back_dirty(&pages[1..]);
+        assert_eq!(map.take_dirty(), pages[1..]);
         assert_eq!(map.present(), 141);
-        let reread = BlockMap::decode(1 << 30, &[map.page(0), map.page(1)].concat());
-        assert_eq!(reread.run(40_000, 40_010), (true, 40_001));
+        let mut reread = BlockMap::empty(1 << 30);
+        for (page, bytes) in &pages {
+            reread.load(*page, bytes);
+        }
+        assert_eq!((reread.run(40_000, 40_010), reread.present()), ((true, 40_001), 141));
     }
 
     #[test]
     fn bits_beyond_the_disk_are_never_set() {
-        let mut map = BlockMap::decode(3 * BLOCK_BYTES, &[0; 4096]);
+        let mut map = BlockMap::empty(3 * BLOCK_BYTES);
         map.set(0, u64::MAX);
         assert_eq!(map.present(), 3);
         assert_eq!(map.run(u64::MAX - 1, u64::MAX), (false, u64::MAX));
+        let mut map = BlockMap::empty(3 * BLOCK_BYTES);
+        for page in [0, 1, u64::MAX] {
+            map.load(page, &[0xff; PAGE_BYTES]);
+        }
+        assert_eq!(map.present(), 3);
     }
 }

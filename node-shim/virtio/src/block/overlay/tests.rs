@@ -2,6 +2,8 @@ use proptest::prelude::*;
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::block::file::FileStorage;
+use crate::block::format::{self, Format};
 use crate::buffers::Room;
 use crate::chain::Segment;
 use crate::device::Memory;
@@ -37,13 +39,17 @@ impl Disk {
 
     fn open(&mut self) -> Result<(), StorageError> {
         self.overlay = None;
-        let base = FileStorage::open_read_only(&self.path("image"))?;
-        self.overlay = Some(OverlayStorage::open(base, &self.path("overlay"))?);
+        self.overlay = Some(OverlayStorage::open(self.image()?, &self.path("overlay"))?);
         Ok(())
     }
 
-    fn storage(&mut self) -> &mut OverlayStorage {
-        self.overlay.as_mut().unwrap()
+    fn image(&self) -> Result<Image, StorageError> {
+        let path = self.path("image");
+        format::open(File::open(&path).unwrap(), &path, None, None)
+    }
+
+    fn storage(&self) -> &OverlayStorage {
+        self.overlay.as_ref().unwrap()
     }
 
     /// Two buffers, so that scattering is tested along.
@@ -59,7 +65,7 @@ impl Disk {
         if write {
             self.storage().write_at(&mut buffers, offset).unwrap();
         } else {
-            self.storage().read_at(&mut buffers, offset).unwrap();
+            self.storage().read_at(&mut buffers, length, offset).unwrap();
         }
         assert!(buffers.is_empty());
     }
@@ -110,6 +116,11 @@ enum Step {
     Reopen,
     /// The process dies between two flushes.
     Crash,
+    /// The machine does.
+    PowerLoss {
+        seed: u64,
+        flushing: bool,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -122,6 +133,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Flush),
         1 => Just(Step::Reopen),
         1 => Just(Step::Crash),
+        1 => (any::<u64>(), any::<bool>()).prop_map(|(seed, flushing)| Step::PowerLoss { seed, flushing }),
     ];
     prop::collection::vec(step, 1..40)
 }
@@ -152,32 +164,61 @@ impl Model {
             if crashed && self.unsettled[at] {
                 self.bytes[at] = *byte;
             }
-            self.unsettled[at] = false;
         }
         assert!(self.bytes == read, "the disk is not what was written");
     }
 }
 
+/// kill -9: what was written is in the page cache, what the map knew in memory is lost.
 fn crash(disk: &mut Disk) {
-    // Without `Drop`, which would flush; the locks go with the descriptors.
-    let OverlayParts { data, map_file } = OverlayParts::of(disk.overlay.take().unwrap());
-    drop((data, map_file));
+    let overlay = disk.overlay.take().unwrap();
+    // `Drop` finds nothing to write.
+    overlay.map_mut().take_dirty();
+    drop(overlay);
     disk.open().unwrap();
 }
 
-struct OverlayParts {
-    data: File,
-    map_file: File,
+/// The files as they are on stable storage for certain.
+struct Stable {
+    data: Vec<u8>,
+    map: Vec<u8>,
 }
 
-impl OverlayParts {
-    fn of(mut overlay: OverlayStorage) -> Self {
-        overlay.map.set_clean();
-        // A clean map is not written by `Drop`; what it knew is lost, as in a crash.
+impl Stable {
+    fn of(disk: &Disk) -> Self {
+        let read = |name| std::fs::read(disk.path(name)).unwrap();
         Self {
-            data: overlay.data.try_clone().unwrap(),
-            map_file: overlay.map_file.try_clone().unwrap(),
+            data: read("overlay"),
+            map: read("overlay.map"),
         }
+    }
+
+    /// The power fails: of what was written since, any sectors are there and others are not. `flushing`: in the middle of a flush, when the
+    /// data is safe and the map is being written.
+    fn power_loss(&self, disk: &mut Disk, mut seed: u64, flushing: bool) {
+        if flushing {
+            disk.storage().flush().unwrap();
+        }
+        disk.overlay.as_ref().unwrap().map_mut().take_dirty();
+        disk.overlay = None;
+        let now = Self::of(disk);
+        let mut mixed = |then: &[u8], now: &[u8]| -> Vec<u8> {
+            let sectors = then.chunks(512).zip(now.chunks(512));
+            sectors
+                .flat_map(|(then, now)| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    if seed >> 63 == 0 { then } else { now }.to_vec()
+                })
+                .collect()
+        };
+        let data = if flushing {
+            now.data
+        } else {
+            mixed(&self.data, &now.data)
+        };
+        std::fs::write(disk.path("overlay"), data).unwrap();
+        std::fs::write(disk.path("overlay.map"), mixed(&self.map, &now.map)).unwrap();
+        disk.open().unwrap();
     }
 }
 
@@ -188,6 +229,7 @@ proptest! {
     fn an_overlay_is_a_disk(steps in steps()) {
         let mut disk = Disk::new(&image());
         let mut model = Model { bytes: image(), unsettled: vec![false; image().len()] };
+        let mut stable = Stable::of(&disk);
         for step in steps {
             match step {
                 Step::Write { sector, sectors, byte } => {
@@ -216,14 +258,24 @@ proptest! {
                 Step::Flush => {
                     disk.storage().flush().unwrap();
                     model.unsettled.fill(false);
+                    stable = Stable::of(&disk);
                 }
                 Step::Reopen => {
                     disk.open().unwrap();
+                    // An overlay is flushed when it is closed.
                     model.settle(&disk.read_all(), false);
+                    model.unsettled.fill(false);
+                    stable = Stable::of(&disk);
                 }
                 Step::Crash => {
                     crash(&mut disk);
                     model.settle(&disk.read_all(), true);
+                }
+                Step::PowerLoss { seed, flushing } => {
+                    stable.power_loss(&mut disk, seed, flushing);
+                    model.settle(&disk.read_all(), true);
+                    model.unsettled.fill(false);
+                    stable = Stable::of(&disk);
                 }
             }
         }
@@ -257,8 +309,9 @@ fn zeroed_blocks_hide_the_image_and_take_no_space() {
 #[test]
 fn one_overlay_has_one_user() {
     let disk = Disk::new(&image());
-    let base = FileStorage::open_read_only(&disk.path("image")).unwrap();
-    let error = OverlayStorage::open(base, &disk.path("overlay")).map(drop).unwrap_err();
+    let error = OverlayStorage::open(disk.image().unwrap(), &disk.path("overlay"))
+        .map(drop)
+        .unwrap_err();
     assert!(matches!(error, StorageError::InUse { .. }), "{error}");
 }
 
@@ -285,6 +338,126 @@ fn a_map_of_another_image_or_a_damaged_one_is_refused() {
         std::fs::write(disk.path("overlay.map"), bytes).unwrap();
         let error = disk.open().unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[test]
+fn a_map_without_its_data_is_refused() {
+    let mut disk = Disk::new(&image());
+    disk.write(0, &[7; 512]);
+    disk.overlay = None;
+    std::fs::remove_file(disk.path("overlay")).unwrap();
+    let error = disk.open().unwrap_err().to_string();
+    assert!(error.contains("has 0 bytes instead of 103936"), "{error}");
+}
+
+#[test]
+fn the_format_of_the_image_is_decided_once() {
+    let mut disk = Disk::new(&image());
+    disk.overlay = None;
+    // The same contents, but now called a qcow2 image.
+    let Image { storage, .. } = disk.image().unwrap();
+    let image = Image {
+        format: Format::Qcow2,
+        storage,
+    };
+    let error = OverlayStorage::open(image, &disk.path("overlay"))
+        .map(drop)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("was made when its image was raw, which is qcow2 now"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_guest_writes_makes_no_format() {
+    let mut disk = Disk::new(&image());
+    disk.write(0, b"QFI\xfb\0\0\0\x03");
+    disk.storage().flush().unwrap();
+    disk.open().unwrap();
+    assert_eq!(disk.read(0, 8), b"QFI\xfb\0\0\0\x03");
+    let path = disk.path("empty");
+    let storage = FileStorage::open_or_create(&path, 8192).unwrap();
+    storage
+        .write_at(&mut Buffers::over(&mut [b'K', b'D', b'M', b'V'].repeat(128)), 0)
+        .unwrap();
+    drop(storage);
+    let storage = FileStorage::open_or_create(&path, 8192).unwrap();
+    let mut bytes = [0; 4];
+    storage.read_bytes_at(&mut bytes, 0).unwrap();
+    assert_eq!((&bytes, storage.len()), (b"KDMV", 8192));
+}
+
+#[test]
+fn an_overlay_is_committed_flattened_and_thrown_away() {
+    let mut disk = Disk::new(&image());
+    disk.write(0, &[7; 512]);
+    disk.write(60 * 512, &[8; 5000 / 512 * 512]);
+    disk.storage().write_zeroes(8192, 4096, true).unwrap();
+    let expected = disk.read_all();
+    let flat = File::create_new(disk.path("flat")).unwrap();
+    disk.storage().flatten_into(&flat).unwrap();
+    assert_eq!(std::fs::read(disk.path("flat")).unwrap(), expected);
+    std::fs::write(disk.path("copy"), image()).unwrap();
+    let copy = File::options().read(true).write(true).open(disk.path("copy")).unwrap();
+    // Twice, as after a crash.
+    for _ in 0..2 {
+        disk.storage().commit_into(&copy).unwrap();
+        assert_eq!(std::fs::read(disk.path("copy")).unwrap(), expected);
+    }
+    copy.set_len(512).unwrap();
+    assert!(disk.storage().commit_into(&copy).is_err(), "another size");
+    let error = throw_away(&disk.path("overlay")).unwrap_err();
+    assert!(matches!(error, StorageError::InUse { .. }), "{error}");
+    disk.overlay = None;
+    throw_away(&disk.path("overlay")).unwrap();
+    assert!(!disk.path("overlay").exists() && !disk.path("overlay.map").exists());
+    throw_away(&disk.path("overlay")).unwrap();
+    disk.open().unwrap();
+    assert_eq!(disk.read_all(), image());
+}
+
+#[test]
+fn half_thrown_away_is_thrown_away() {
+    let mut disk = Disk::new(&image());
+    disk.write(0, &[7; 512]);
+    disk.overlay = None;
+    std::fs::remove_file(disk.path("overlay.map")).unwrap();
+    disk.open().unwrap();
+    assert_eq!(disk.read_all(), image());
+    disk.write(512, &[9; 512]);
+    assert_eq!(disk.read(0, 512), image()[..512], "nothing of the old data comes back");
+}
+
+#[test]
+fn writers_of_the_same_blocks_do_not_hide_each_others_sectors() {
+    for round in 0..40_u8 {
+        let disk = Disk::new(&image());
+        let overlay = disk.storage();
+        // Every thread writes the sectors of its residue class, so that all of them make all blocks appear.
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || {
+                    for sector in (0..SECTORS).filter(|sector| sector % 4 == thread) {
+                        let byte = round ^ sector.to_le_bytes()[0];
+                        let mut bytes = [byte; 512];
+                        overlay
+                            .write_at(&mut Buffers::over(&mut bytes), sector * SECTOR)
+                            .unwrap();
+                        if sector % 16 == 0 {
+                            overlay.flush().unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        let mut bytes = vec![0; image().len()];
+        overlay.read_bytes_at(&mut bytes, 0).unwrap();
+        for (sector, bytes) in bytes.chunks(512).enumerate() {
+            assert_eq!(bytes, [round ^ sector.to_le_bytes()[0]; 512], "sector {sector}");
+        }
     }
 }
 
