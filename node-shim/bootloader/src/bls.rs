@@ -127,10 +127,20 @@ nonsense
         assert_eq!(entry.tries_left, Some(3));
         assert_eq!(entry.title.as_deref(), Some("Fedora Linux 44 (Cloud Edition)"));
         assert_eq!(entry.linux.as_deref(), Some("/boot/vmlinuz-6.19.1-300.fc44.x86_64"));
-        assert_eq!(entry.initrds, ["/boot/initramfs-6.19.1-300.fc44.x86_64.img", "$tuned_initrd"]);
-        assert_eq!(entry.options, "root=UUID=5c1ab1e5 ro rootflags=subvol=root console=ttyS0");
+        assert_eq!(
+            entry.initrds,
+            ["/boot/initramfs-6.19.1-300.fc44.x86_64.img", "$tuned_initrd"]
+        );
+        assert_eq!(
+            entry.options,
+            "root=UUID=5c1ab1e5 ro rootflags=subvol=root console=ttyS0"
+        );
         assert!(!entry.foreign);
-        assert!(parse("a.conf", "architecture aa64", &Limits::default()).unwrap().foreign);
+        assert!(
+            parse("a.conf", "architecture aa64", &Limits::default())
+                .unwrap()
+                .foreign
+        );
     }
 
     #[test]

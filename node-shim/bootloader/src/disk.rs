@@ -147,10 +147,7 @@ impl Window {
         if offset.checked_add(bytes).is_none_or(|end| end > self.length) {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!(
-                    "{bytes} bytes at {offset} are beyond its end at {} bytes",
-                    self.length
-                ),
+                format!("{bytes} bytes at {offset} are beyond its end at {} bytes", self.length),
             ));
         }
         self.meter.spend(bytes)?;

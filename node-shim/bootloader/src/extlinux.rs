@@ -66,7 +66,10 @@ fn read(
             "include" => include(place, value, depth, lines_left, configuration)?,
             "menu" => {
                 let (menu_keyword, value) = split(value);
-                match (menu_keyword.to_ascii_lowercase().as_str(), configuration.labels.last_mut()) {
+                match (
+                    menu_keyword.to_ascii_lowercase().as_str(),
+                    configuration.labels.last_mut(),
+                ) {
                     ("include", _) => include(place, split(value).0, depth, lines_left, configuration)?,
                     ("default", Some(label)) => label.default = true,
                     ("label", Some(label)) => label.title = Some(value.replace('^', "")),
@@ -101,7 +104,10 @@ fn include(
         return Err("files include each other too deeply".to_owned());
     }
     // A file that is missing is passed over, as SYSLINUX does.
-    match place.files.text(place.volume, &join(place.directory, name), place.limits) {
+    match place
+        .files
+        .text(place.volume, &join(place.directory, name), place.limits)
+    {
         Some(text) => read(place, &text, depth + 1, lines_left, configuration),
         None => Ok(()),
     }
@@ -136,7 +142,10 @@ fn choose(
 ) -> Result<Selection, String> {
     let named = |name: &str| {
         let name = split(name).0;
-        configuration.labels.iter().find(|label| label.name.eq_ignore_ascii_case(name))
+        configuration
+            .labels
+            .iter()
+            .find(|label| label.name.eq_ignore_ascii_case(name))
     };
     let label = configuration
         .labels
@@ -155,7 +164,11 @@ fn choose(
         path: join(directory, path),
     };
     // `APPEND -` in a label means nothing, not even what all labels have.
-    let append = label.append.as_deref().or(configuration.append.as_deref()).unwrap_or("");
+    let append = label
+        .append
+        .as_deref()
+        .or(configuration.append.as_deref())
+        .unwrap_or("");
     let append = if append == "-" { "" } else { append };
     let mut initrds = label.initrds.clone();
     let mut words = vec![format!("BOOT_IMAGE={kernel}")];

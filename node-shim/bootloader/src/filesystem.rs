@@ -20,7 +20,7 @@ mod xfs;
 
 /// The file systems that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// ext2, ext3 or ext4.
     Ext4,
     /// XFS.
@@ -102,7 +102,6 @@ pub(crate) fn identify(window: &Window) -> io::Result<Option<Kind>> {
 
 /// A file system that is guarded against its own reader.
 pub(crate) struct Mounted {
-    kind: Kind,
     window: Window,
     inner: Box<dyn FileSystem>,
 }
@@ -120,12 +119,7 @@ impl Mounted {
                 Kind::Fat => Box::new(fat::FatFileSystem::mount(reader, limits.directory_entries)?),
             })
         })?;
-        Ok(Self { kind, window, inner })
-    }
-
-    /// Which kind it is.
-    pub(crate) fn kind(&self) -> Kind {
-        self.kind
+        Ok(Self { window, inner })
     }
 }
 
@@ -156,8 +150,11 @@ impl FileSystem for Mounted {
 
 /// Runs a library's code. Its structures are only ever read again after an error, and are sound in memory whatever their contents.
 fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|_| Err(FileSystemError::new("its structures are damaged in a way that its reader does not understand")))
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        Err(FileSystemError::new(
+            "its structures are damaged in a way that its reader does not understand",
+        ))
+    })
 }
 
 /// 16 bytes as `blkid` writes a UUID.

@@ -10,8 +10,8 @@
 //! Everything on the disk is hostile: [`Limits`] bounds what it can cost. Nothing is written to it. All is synchronous, without
 //! global state, and made to run in a process of its own with nothing but the disk and a pipe.
 
-mod bytes;
 pub mod bls;
+mod bytes;
 mod disk;
 pub mod extlinux;
 pub mod files;
@@ -33,3 +33,5 @@ pub use search::{BootEntry, BootImage, FindError, find};
 pub use selection::{Loader, Selection};
 pub use table::{Purpose, Scheme};
 
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

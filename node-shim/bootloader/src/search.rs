@@ -179,27 +179,25 @@ pub fn find(disk: Rc<dyn Disk>, limits: &Limits) -> Result<BootImage, FindError>
     if search.left_out > 0 {
         places.push(format!("and {} more places", search.left_out));
     }
-    match found {
-        Some((entry, kernel, initrds)) => Ok(BootImage {
+    if let Some((entry, kernel, initrds)) = found {
+        return Ok(BootImage {
+            volumes,
             entry,
             kernel,
             initrds,
-            volumes,
-        }),
-        None => {
-            let mut all: Vec<String> = volumes.layout().to_vec();
-            all.extend(places);
-            all.extend(volumes.problems());
-            Err(FindError {
-                problem: if all.len() == volumes.layout().len() {
-                    "no boot loader's configuration is on it".to_owned()
-                } else {
-                    "no boot loader's configuration on it leads to one".to_owned()
-                },
-                places: all,
-            })
-        }
+        });
     }
+    let mut all: Vec<String> = volumes.layout().to_vec();
+    all.extend(places);
+    all.extend(volumes.problems());
+    Err(FindError {
+        problem: if all.len() == volumes.layout().len() {
+            "no boot loader's configuration is on it".to_owned()
+        } else {
+            "no boot loader's configuration on it leads to one".to_owned()
+        },
+        places: all,
+    })
 }
 
 type Opened = (BootEntry, Part, Vec<Part>);
@@ -238,7 +236,9 @@ impl Search<'_> {
     }
 
     fn is_fat(&self, id: VolumeId) -> bool {
-        self.volumes.volume(id).is_some_and(|volume| volume.file_system == "fat")
+        self.volumes
+            .volume(id)
+            .is_some_and(|volume| volume.file_system == "fat")
     }
 
     /// What UEFI firmware starts: `\EFI\BOOT\BOOTX64.EFI`, by what kind of program that is.
@@ -248,7 +248,8 @@ impl Search<'_> {
             let program = self.program(id, path);
             let both: Vec<VolumeId> = std::iter::once(id).chain(extended.iter().copied()).collect();
             let has_systemd_boot = || {
-                self.volumes.is_file(id, "/EFI/systemd/systemd-bootx64.efi") || self.volumes.is_file(id, "/loader/loader.conf")
+                self.volumes.is_file(id, "/EFI/systemd/systemd-bootx64.efi")
+                    || self.volumes.is_file(id, "/loader/loader.conf")
             };
             let found = match program {
                 Some(Program::UnifiedKernel(_)) => self.unified_kernel(id, path),
@@ -339,7 +340,12 @@ impl Search<'_> {
     }
 
     fn extlinux(&mut self, volume: VolumeId) -> Option<Opened> {
-        let names = ["extlinux/extlinux.conf", "syslinux/syslinux.cfg", "syslinux.cfg", "isolinux/isolinux.cfg"];
+        let names = [
+            "extlinux/extlinux.conf",
+            "syslinux/syslinux.cfg",
+            "syslinux.cfg",
+            "isolinux/isolinux.cfg",
+        ];
         ["/boot", ""].iter().find_map(|top| {
             names.iter().find_map(|name| {
                 let file = self.untried(volume, &format!("{top}/{name}"))?;
@@ -373,8 +379,13 @@ impl Search<'_> {
 
     fn refuse<T>(&mut self, file: &FileRef, why: &str) -> Option<T> {
         if self.places.len() < self.limits.places {
-            let volume = self.volumes.volume(file.volume).map(Volume::to_string).unwrap_or_default();
-            self.places.push(format!("{volume} {}: {}", shown(&file.path), shown(why)));
+            let volume = self
+                .volumes
+                .volume(file.volume)
+                .map(Volume::to_string)
+                .unwrap_or_default();
+            self.places
+                .push(format!("{volume} {}: {}", shown(&file.path), shown(why)));
         } else {
             self.left_out += 1;
         }
@@ -404,7 +415,10 @@ impl Search<'_> {
             Program::UnifiedKernel(parts) => {
                 if command_line.is_none() {
                     let text = section_text(&reader, &parts.command_line, self.limits.command_line_bytes)?;
-                    command_line = Some(text.trim_matches(|letter: char| letter == '\0' || letter.is_whitespace()).to_owned());
+                    command_line = Some(
+                        text.trim_matches(|letter: char| letter == '\0' || letter.is_whitespace())
+                            .to_owned(),
+                    );
                 }
                 if title.is_none() {
                     let release = section_text(&reader, &parts.os_release, HEAD_BYTES).unwrap_or_default();
@@ -461,7 +475,9 @@ impl Search<'_> {
     fn check_sizes(&self, kernel: u64, initrd: u64, file: u64, part: &Part) -> Result<(), String> {
         let most = self.limits.kernel_bytes;
         if kernel > most || part.start.saturating_add(kernel) > file {
-            return Err(format!("the kernel has {kernel} bytes, of {file} in its file; at most {most} can be loaded"));
+            return Err(format!(
+                "the kernel has {kernel} bytes, of {file} in its file; at most {most} can be loaded"
+            ));
         }
         let most = self.limits.initrd_bytes;
         if initrd > most {
@@ -509,7 +525,11 @@ fn section_text(reader: &FileReader<'_>, range: &std::ops::Range<u64>, limit: us
 /// A command line is one line, and ends at the first zero.
 fn checked(line: String, limits: &Limits) -> Result<String, String> {
     if line.len() > limits.command_line_bytes {
-        return Err(format!("its command line has {} bytes, more than {}", line.len(), limits.command_line_bytes));
+        return Err(format!(
+            "its command line has {} bytes, more than {}",
+            line.len(),
+            limits.command_line_bytes
+        ));
     }
     if line.contains(['\0', '\n']) {
         return Err("its command line has more than one line".to_owned());

@@ -24,6 +24,9 @@ struct Candidate {
 
 /// The entries of these volumes in the order in which they would be tried: the default one, then the rest as the menu has them.
 /// Each comes with its configuration file.
+///
+/// # Errors
+/// Where there are no entries.
 pub fn select(
     files: &dyn Files,
     volumes: &[VolumeId],
@@ -36,14 +39,18 @@ pub fn select(
         type_two(files, *volume, limits, &mut candidates);
     }
     if candidates.is_empty() {
-        return Err(format!("no entries in {directory}/entries and no kernels in {UNIFIED_DIRECTORY}"));
+        return Err(format!(
+            "no entries in {directory}/entries and no kernels in {UNIFIED_DIRECTORY}"
+        ));
     }
     candidates.sort_by(|one, other| order(&one.entry, &other.entry));
     let configuration = volumes
         .iter()
         .find_map(|volume| files.text(*volume, &join(directory, "loader.conf"), limits));
     if let Some(pattern) = configuration.as_deref().and_then(default_pattern)
-        && let Some(index) = candidates.iter().position(|candidate| is_named(&candidate.entry, &pattern))
+        && let Some(index) = candidates
+            .iter()
+            .position(|candidate| is_named(&candidate.entry, &pattern))
     {
         candidates[..=index].rotate_right(1);
     }
@@ -79,7 +86,11 @@ fn type_two(files: &dyn Files, volume: VolumeId, limits: &Limits, found: &mut Ve
         if found.len() == limits.entries {
             return;
         }
-        let Some(stem) = name.to_ascii_lowercase().strip_suffix(".efi").map(|stem| name[..stem.len()].to_owned()) else {
+        let Some(stem) = name
+            .to_ascii_lowercase()
+            .strip_suffix(".efi")
+            .map(|stem| name[..stem.len()].to_owned())
+        else {
             continue;
         };
         let path = join(UNIFIED_DIRECTORY, &name);

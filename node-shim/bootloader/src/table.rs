@@ -46,19 +46,19 @@ impl fmt::Display for Scheme {
 
 /// One partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Partition {
+pub(crate) struct Partition {
     /// As Linux numbers it; 0 is the whole disk.
-    pub number: u32,
+    pub(crate) number: u32,
     /// The table it is from.
-    pub scheme: Scheme,
+    pub(crate) scheme: Scheme,
     /// What it is for.
-    pub purpose: Purpose,
+    pub(crate) purpose: Purpose,
     /// First byte on the disk.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Bytes.
-    pub length: u64,
+    pub(crate) length: u64,
     /// `PARTUUID` as Linux writes it.
-    pub uuid: Option<String>,
+    pub(crate) uuid: Option<String>,
 }
 
 impl fmt::Display for Partition {
@@ -72,18 +72,18 @@ impl fmt::Display for Partition {
 
 /// A disk's partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Table {
+pub(crate) struct Table {
     /// How the disk is divided.
-    pub scheme: Scheme,
+    pub(crate) scheme: Scheme,
     /// In the order of their numbers.
-    pub partitions: Vec<Partition>,
+    pub(crate) partitions: Vec<Partition>,
     /// What was wrong and got around: a damaged header whose backup was used.
-    pub warning: Option<String>,
+    pub(crate) warning: Option<String>,
 }
 
 /// Why no partition was found.
 #[derive(Debug, thiserror::Error)]
-pub enum TableError {
+pub(crate) enum TableError {
     /// The disk cannot be read.
     #[error("failed to read the partition table: {0}")]
     Read(io::Error),
@@ -105,10 +105,9 @@ pub(crate) fn read(disk: &Window, limit: usize) -> Result<Table, TableError> {
     let boot_record = mbr::read(disk).map_err(TableError::Read)?;
     match gpt::read(disk, limit) {
         Ok(Some(table)) => return Ok(table),
-        Ok(None) => {}
         Err(error) if boot_record.as_ref().is_some_and(mbr::BootRecord::is_protective) => return Err(error),
-        // A GPT header that is left over on a disk that was partitioned anew.
-        Err(_) => {}
+        // None, or a header that is left over on a disk that was partitioned anew.
+        Ok(None) | Err(_) => {}
     }
     let whole = filesystem::identify(disk).map_err(TableError::Read)?;
     let divided = boot_record.filter(|record| record.is_plausible(disk.length()));

@@ -149,7 +149,9 @@ pub fn identify(file: &(impl ReadAt + ?Sized)) -> io::Result<Program> {
 
 /// A value of `os-release`.
 pub fn os_release_value(text: &str, key: &str) -> Option<String> {
-    let value = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
+    let value = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
     let value = value.trim();
     let unquoted = ['"', '\'']
         .iter()
@@ -234,7 +236,10 @@ pub(crate) mod tests {
             of(&[(".sdmagic", b"#### LoaderInfo: systemd-boot 257 ####\0")]),
             Program::SystemdBoot
         );
-        assert_eq!(of(&[(".sdmagic", b"#### LoaderInfo: systemd-stub 257 ####\0")]), Program::Other);
+        assert_eq!(
+            of(&[(".sdmagic", b"#### LoaderInfo: systemd-stub 257 ####\0")]),
+            Program::Other
+        );
         assert_eq!(of(&[("mods", b"grub")]), Program::Other);
         assert_eq!(identify(&b"MZ"[..]).unwrap(), Program::Other);
         assert_eq!(identify(&[0; 4096][..]).unwrap(), Program::Other);

@@ -15,14 +15,19 @@ pub(crate) fn compare_rpm(one: &str, other: &str) -> Ordering {
             }
             // What is before a release is older than the release.
             (Some(b'~'), _) => return Ordering::Less,
-            (_, Some(b'~')) => return Ordering::Greater,
             (None, None) => return Ordering::Equal,
+            (_, Some(b'~')) | (Some(_), None) => return Ordering::Greater,
             (None, Some(_)) => return Ordering::Less,
-            (Some(_), None) => return Ordering::Greater,
             (Some(_), Some(_)) => {}
         }
         let numeric = one.first().is_some_and(u8::is_ascii_digit);
-        let kind = |byte: u8| if numeric { byte.is_ascii_digit() } else { byte.is_ascii_alphabetic() };
+        let kind = |byte: u8| {
+            if numeric {
+                byte.is_ascii_digit()
+            } else {
+                byte.is_ascii_alphabetic()
+            }
+        };
         let (left, rest) = split(one, kind);
         one = rest;
         let (right, rest) = split(other, kind);
@@ -31,7 +36,11 @@ pub(crate) fn compare_rpm(one: &str, other: &str) -> Ordering {
             // A number is newer than letters.
             return if numeric { Ordering::Greater } else { Ordering::Less };
         }
-        let order = if numeric { compare_digits(left, right) } else { left.cmp(right) };
+        let order = if numeric {
+            compare_digits(left, right)
+        } else {
+            left.cmp(right)
+        };
         if order != Ordering::Equal {
             return order;
         }
@@ -130,16 +139,39 @@ mod tests {
 
     #[test]
     fn rpm_compares_numbers_as_numbers() {
-        check(compare_rpm, &["1.0~rc1", "1.0", "1.0a", "1.0.1", "1.2", "1.10", "1.010.1", "2"]);
-        check(compare_rpm, &["rescue", "300.fc39.x86_64", "301.fc39.x86_64", "1000.fc39"]);
+        check(
+            compare_rpm,
+            &["1.0~rc1", "1.0", "1.0a", "1.0.1", "1.2", "1.10", "1.010.1", "2"],
+        );
+        check(
+            compare_rpm,
+            &["rescue", "300.fc39.x86_64", "301.fc39.x86_64", "1000.fc39"],
+        );
         assert_eq!(compare_rpm("1.0", "1_0"), Ordering::Equal);
         assert_eq!(compare_rpm("007", "7"), Ordering::Equal);
     }
 
     #[test]
     fn systemd_boot_compares_as_its_specification_says() {
-        check(compare_uapi, &["~1", "", "ab", "abb", "abc", "0001", "002", "12", "122", "122.9"]);
-        check(compare_uapi, &["123~rc1", "123", "123-a", "123-a.1", "123-a1", "123^post1", "123.a-1", "123.1-1", "123a-1", "124-1"]);
+        check(
+            compare_uapi,
+            &["~1", "", "ab", "abb", "abc", "0001", "002", "12", "122", "122.9"],
+        );
+        check(
+            compare_uapi,
+            &[
+                "123~rc1",
+                "123",
+                "123-a",
+                "123-a.1",
+                "123-a1",
+                "123^post1",
+                "123.a-1",
+                "123.1-1",
+                "123a-1",
+                "124-1",
+            ],
+        );
         check(compare_uapi, &["6.11.0-63.fc42", "6.14.9-300.fc42", "6.14.11-300.fc42"]);
         assert_eq!(compare_uapi("1_2", "12"), Ordering::Less);
     }

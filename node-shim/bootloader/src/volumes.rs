@@ -151,7 +151,8 @@ impl Volumes {
             match &node {
                 Node::Link(target) => {
                     links += 1;
-                    if links > LINKS_MAX || target.len() + left.iter().map(String::len).sum::<usize>() > PATH_BYTES_MAX {
+                    if links > LINKS_MAX || target.len() + left.iter().map(String::len).sum::<usize>() > PATH_BYTES_MAX
+                    {
                         return Err(FileSystemError("too many links".to_owned()));
                     }
                     done.pop();
@@ -191,7 +192,8 @@ impl Volumes {
     /// Allows reading what was chosen: `bytes`, whatever the search has used up.
     pub(crate) fn grant(&self, bytes: u64) {
         // A packed or scattered file takes more reading than it has bytes.
-        self.meter.grant(bytes.saturating_mul(4).saturating_add(self.limits.call_bytes));
+        self.meter
+            .grant(bytes.saturating_mul(4).saturating_add(self.limits.call_bytes));
     }
 }
 
@@ -241,9 +243,10 @@ impl Files for Volumes {
             return None;
         }
         let mut contents = Vec::new();
-        let read = self
-            .open_file(volume, path)
-            .and_then(|mut file| file.read_to_end(&mut contents).map_err(|error| FileSystemError(error.to_string())));
+        let read = self.open_file(volume, path).and_then(|mut file| {
+            file.read_to_end(&mut contents)
+                .map_err(|error| FileSystemError(error.to_string()))
+        });
         match read {
             Ok(_) => Some(contents),
             Err(error) => {
@@ -254,9 +257,10 @@ impl Files for Volumes {
     }
 
     fn read_part(&self, volume: VolumeId, path: &str, offset: u64, buffer: &mut [u8]) -> Option<usize> {
-        let read = self
-            .open_file(volume, path)
-            .and_then(|file| file.peek(offset, buffer).map_err(|error| FileSystemError(error.to_string())));
+        let read = self.open_file(volume, path).and_then(|file| {
+            file.peek(offset, buffer)
+                .map_err(|error| FileSystemError(error.to_string()))
+        });
         read.map_err(|error| self.report(volume, path, &error)).ok()
     }
 

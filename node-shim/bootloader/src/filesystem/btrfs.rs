@@ -25,10 +25,13 @@ const LABEL: u64 = SUPERBLOCK + 0x12b;
 /// A mounted btrfs file system.
 pub(super) struct BtrfsFileSystem {
     /// The top of all subvolumes, and the default one where that is another.
-    trees: Vec<RefCell<Btrfs<Reader>>>,
+    trees: Vec<Tree>,
     label: Option<String>,
     uuid: String,
 }
+
+/// A tree of files: a subvolume and what is below it.
+type Tree = RefCell<Btrfs<Reader>>;
 
 struct Reader(Window);
 
@@ -62,7 +65,7 @@ impl BtrfsFileSystem {
     }
 
     /// The first tree that has `path`, and what is there.
-    fn find(&self, path: &str) -> Result<Option<(&RefCell<Btrfs<Reader>>, Inode)>> {
+    fn find(&self, path: &str) -> Result<Option<(&Tree, Inode)>> {
         let Some(path) = Path::new(path.as_bytes()) else {
             return Ok(None);
         };
@@ -76,7 +79,7 @@ impl BtrfsFileSystem {
         Ok(None)
     }
 
-    fn existing(&self, path: &str) -> Result<(&RefCell<Btrfs<Reader>>, Inode)> {
+    fn existing(&self, path: &str) -> Result<(&Tree, Inode)> {
         self.find(path)?
             .ok_or_else(|| FileSystemError::new(format!("{path} does not exist")))
     }

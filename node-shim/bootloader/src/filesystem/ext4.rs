@@ -23,7 +23,11 @@ pub(super) struct Ext4FileSystem {
 struct Reader(Window);
 
 impl Ext4Read for Reader {
-    fn read(&mut self, start: u64, buffer: &mut [u8]) -> std::result::Result<(), Box<dyn Error + Send + Sync + 'static>> {
+    fn read(
+        &mut self,
+        start: u64,
+        buffer: &mut [u8],
+    ) -> std::result::Result<(), Box<dyn Error + Send + Sync + 'static>> {
         Ok(self.0.read_at(start, buffer)?)
     }
 }
@@ -40,7 +44,11 @@ impl Ext4FileSystem {
 
 /// Refuses what would make the library allocate beyond all measure.
 fn check(superblock: &[u8]) -> Result<()> {
-    let high = if le_u32(superblock, 0x60) & 0x80 == 0 { 0 } else { le_u32(superblock, 0x150) };
+    let high = if le_u32(superblock, 0x60) & 0x80 == 0 {
+        0
+    } else {
+        le_u32(superblock, 0x150)
+    };
     let blocks = u64::from(high) << 32 | u64::from(le_u32(superblock, 0x4));
     let per_group = u64::from(le_u32(superblock, 0x20)).max(1);
     if blocks.div_ceil(per_group) > BLOCK_GROUPS_MAX {
@@ -50,16 +58,18 @@ fn check(superblock: &[u8]) -> Result<()> {
     }
     let inode_bytes = le_u16(superblock, 0x58);
     if inode_bytes > 4096 {
-        return Err(FileSystemError::new(format!("its superblock says inodes of {inode_bytes} bytes")));
+        return Err(FileSystemError::new(format!(
+            "its superblock says inodes of {inode_bytes} bytes"
+        )));
     }
     Ok(())
 }
 
 fn error(error: Ext4Error) -> FileSystemError {
-    FileSystemError::new(match error {
-        Ext4Error::Io(source) => source.to_string(),
-        other => other.to_string(),
-    })
+    if let Ext4Error::Io(source) = error {
+        return FileSystemError::new(source);
+    }
+    FileSystemError::new(error)
 }
 
 impl FileSystem for Ext4FileSystem {
@@ -76,9 +86,11 @@ impl FileSystem for Ext4FileSystem {
                 let target = self.inner.read_link(path).map_err(error)?;
                 Node::Link(target.to_str().map_err(FileSystemError::new)?.to_owned())
             }
-            FileType::Symlink | FileType::BlockDevice | FileType::CharacterDevice | FileType::Fifo | FileType::Socket => {
-                Node::Other
-            }
+            FileType::Symlink
+            | FileType::BlockDevice
+            | FileType::CharacterDevice
+            | FileType::Fifo
+            | FileType::Socket => Node::Other,
         }))
     }
 

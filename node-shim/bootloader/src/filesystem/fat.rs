@@ -197,7 +197,9 @@ impl FatFileSystem {
         if (2..self.geometry.clusters + 2).contains(&cluster) {
             Ok(cluster)
         } else {
-            Err(FileSystemError::new(format!("a chain of clusters leads to number {cluster}, which does not exist")))
+            Err(FileSystemError::new(format!(
+                "a chain of clusters leads to number {cluster}, which does not exist"
+            )))
         }
     }
 
@@ -213,7 +215,9 @@ impl FatFileSystem {
             Place::Root => {
                 let (start, bytes) = self.geometry.root;
                 let mut contents = vec![0; usize::try_from(bytes.min(most)).unwrap_or(0)];
-                self.window.read_at(start, &mut contents).map_err(FileSystemError::new)?;
+                self.window
+                    .read_at(start, &mut contents)
+                    .map_err(FileSystemError::new)?;
                 return Ok(contents);
             }
             Place::Cluster(cluster) => cluster,
@@ -268,7 +272,9 @@ impl FatFileSystem {
 
 /// Names are the same whatever their case.
 fn same_name(one: &str, other: &str) -> bool {
-    one.chars().flat_map(char::to_lowercase).eq(other.chars().flat_map(char::to_lowercase))
+    one.chars()
+        .flat_map(char::to_lowercase)
+        .eq(other.chars().flat_map(char::to_lowercase))
 }
 
 /// The entries of a directory's bytes. Long names come before the entry they belong to, last part first.
@@ -283,7 +289,9 @@ fn entries(directory: &[u8]) -> Vec<Entry> {
             (_, attributes) if attributes & VOLUME_LABEL != 0 => long = LongName::default(),
             (_, attributes) => {
                 let short_name = short_name(raw);
-                let name = std::mem::take(&mut long).finish(raw).unwrap_or_else(|| short_name.clone());
+                let name = std::mem::take(&mut long)
+                    .finish(raw)
+                    .unwrap_or_else(|| short_name.clone());
                 if !matches!(short_name.as_str(), "." | "..") {
                     found.push(Entry {
                         name,
@@ -311,7 +319,11 @@ fn short_name(raw: &[u8]) -> String {
         base.replace_range(..1, "\u{e5}");
     }
     let extension = part(&raw[8..11], raw[12] & 0x10 != 0);
-    if extension.is_empty() { base } else { format!("{base}.{extension}") }
+    if extension.is_empty() {
+        base
+    } else {
+        format!("{base}.{extension}")
+    }
 }
 
 #[derive(Default)]
@@ -351,7 +363,9 @@ impl LongName {
             .copied()
             .take_while(|unit| *unit != 0)
             .collect();
-        String::from_utf16(&units).ok().filter(|name| !name.is_empty() && !name.contains('/'))
+        String::from_utf16(&units)
+            .ok()
+            .filter(|name| !name.is_empty() && !name.contains('/'))
     }
 }
 

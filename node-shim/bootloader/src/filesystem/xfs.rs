@@ -38,10 +38,10 @@ impl XfsFileSystem {
 }
 
 fn error(error: &Error) -> FileSystemError {
-    FileSystemError::new(match error {
-        Error::Io { token, offset } => format!("failed to read at byte {offset} ({token})"),
-        other => other.token().to_owned(),
-    })
+    if let Error::Io { token, offset } = error {
+        return FileSystemError::new(format!("failed to read at byte {offset} ({token})"));
+    }
+    FileSystemError::new(error.token())
 }
 
 impl FileSystem for XfsFileSystem {

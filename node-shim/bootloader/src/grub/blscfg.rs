@@ -23,7 +23,7 @@ impl Interpreter<'_> {
             .files
             .list(directory.volume, &directory.path)
             .into_iter()
-            .filter(|name| name.ends_with(".conf"))
+            .filter(|name| name.rsplit_once('.').is_some_and(|(_, extension)| extension == "conf"))
             .take(self.limits.entries)
             .filter_map(|name| {
                 let path = join(&directory.path, &name);
@@ -33,7 +33,11 @@ impl Interpreter<'_> {
             })
             .collect();
         entries.sort_by(|(_, one), (_, other)| order(&other.name, &one.name));
-        let device = self.files.volume(directory.volume).map(device::name).unwrap_or_default();
+        let device = self
+            .files
+            .volume(directory.volume)
+            .map(device::name)
+            .unwrap_or_default();
         for (path, entry) in entries {
             let Some(script) = self.script(&entry, &device) else {
                 continue;
@@ -68,11 +72,17 @@ impl Interpreter<'_> {
         let (_, prefix) = device::split(self.variables.get("prefix"));
         // GRUB's own directory is in `/boot`, wherever that is.
         let beside_prefix = join(parent(prefix), DIRECTORY.trim_start_matches('/'));
-        [argument, self.variables.get("blsdir"), DIRECTORY, &beside_prefix, "/boot/loader/entries"]
-            .into_iter()
-            .filter(|name| !name.is_empty())
-            .filter_map(|name| self.file(name))
-            .find(|file| self.files.find(file.volume, &file.path) == Some(Found::Directory))
+        [
+            argument,
+            self.variables.get("blsdir"),
+            DIRECTORY,
+            &beside_prefix,
+            "/boot/loader/entries",
+        ]
+        .into_iter()
+        .filter(|name| !name.is_empty())
+        .filter_map(|name| self.file(name))
+        .find(|file| self.files.find(file.volume, &file.path) == Some(Found::Directory))
     }
 
     /// What choosing the entry runs. Its files are on the volume it is from.

@@ -112,7 +112,8 @@ impl Interpreter<'_> {
                 return Ok(Flow::End);
             }
             other => match other.split_once('=') {
-                Some((name, value)) if is_name(name) && arguments.is_empty() => self.set(name, value)?,
+                // What an unquoted value was split into after its first word is dropped.
+                Some((name, value)) if is_name(name) => self.set(name, value)?,
                 _ if NO_EFFECT.contains(&other) => {}
                 // What asks for a key, the machine or the firmware has no answer here; GRUB may lack the command as well.
                 _ => self.fail(format!("no command `{other}`")),
@@ -190,7 +191,7 @@ impl Interpreter<'_> {
                 Flow::End
             }
             Err(why) => {
-                self.fail(why);
+                self.fail_to_load(why);
                 Flow::Next
             }
         }
@@ -201,13 +202,11 @@ impl Interpreter<'_> {
             (Some(key), Some(what)) => self.find_volume(key, what),
             _ => None,
         };
-        match found.and_then(|id| self.files.volume(id)).map(device::name) {
-            Some(name) => self.set(options.variable, &name),
-            None => {
-                self.fail(format!("no volume for `search {}`", options.what.unwrap_or("")));
-                Ok(())
-            }
+        if let Some(name) = found.and_then(|id| self.files.volume(id)).map(device::name) {
+            return self.set(options.variable, &name);
         }
+        self.fail(format!("no volume for `search {}`", options.what.unwrap_or("")));
+        Ok(())
     }
 
     fn find_volume(&self, key: Key, what: &str) -> Option<VolumeId> {
@@ -286,7 +285,10 @@ impl Interpreter<'_> {
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+    !name.is_empty()
+        && name
+            .chars()
+            .all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -16,7 +16,10 @@ pub(super) fn name(volume: &Volume) -> String {
 
 /// The volume of such a name, with or without the scheme's name and parentheses.
 pub(super) fn find(files: &dyn Files, text: &str) -> Option<VolumeId> {
-    let text = text.strip_prefix('(').and_then(|text| text.strip_suffix(')')).unwrap_or(text);
+    let text = text
+        .strip_prefix('(')
+        .and_then(|text| text.strip_suffix(')'))
+        .unwrap_or(text);
     let (disk, partition) = match text.split_once(',') {
         Some((disk, partition)) => (disk, partition),
         None => (text, ""),

@@ -56,8 +56,8 @@ pub(super) struct Interpreter<'files> {
     pub(super) configuration: FileRef,
     /// Whether the last command succeeded.
     pub(super) succeeded: bool,
-    /// What went wrong last, as GRUB would show it.
-    pub(super) complaint: Option<String>,
+    /// What went wrong, as GRUB would show it.
+    pub(super) complaint: Option<Complaint>,
     steps: u32,
     depth: u32,
 }
@@ -135,7 +135,11 @@ impl<'files> Interpreter<'files> {
     }
 
     fn run_and_choose(&mut self, configuration: &FileRef) -> Result<(FileRef, Selection), String> {
-        let device = self.files.volume(configuration.volume).map(device::name).unwrap_or_default();
+        let device = self
+            .files
+            .volume(configuration.volume)
+            .map(device::name)
+            .unwrap_or_default();
         let path = format!("({device}){}", configuration.path);
         let named = |error: ScriptError| format!("{}: {error}", configuration.path);
         self.set("config_file", &path).map_err(named)?;
@@ -263,10 +267,8 @@ impl<'files> Interpreter<'files> {
             let outer = std::mem::replace(&mut self.arguments, arguments.to_vec());
             let flow = self.run(&body);
             self.arguments = outer;
-            return Ok(match flow? {
-                Flow::Return => Flow::Next,
-                other => other,
-            });
+            let flow = flow?;
+            return Ok(if flow == Flow::Return { Flow::Next } else { flow });
         }
         self.builtin(name, arguments, block)
     }
@@ -358,8 +360,34 @@ impl<'files> Interpreter<'files> {
     /// A command failed: the script goes on.
     pub(super) fn fail(&mut self, why: impl Into<String>) {
         self.succeeded = false;
-        self.complaint = Some(why.into());
+        if self.complaint.as_ref().is_none_or(|complaint| !complaint.decides) {
+            self.complaint = Some(Complaint {
+                why: why.into(),
+                decides: false,
+            });
+        }
     }
+
+    /// A command failed without which nothing starts: the first of these is what matters.
+    pub(super) fn fail_to_load(&mut self, why: impl Into<String>) {
+        self.fail(why);
+        if let Some(complaint) = &mut self.complaint {
+            complaint.decides = true;
+        }
+    }
+
+    /// What went wrong, once.
+    pub(super) fn take_complaint(&mut self) -> Option<String> {
+        self.complaint.take().map(|complaint| complaint.why)
+    }
+}
+
+/// What went wrong.
+#[derive(Clone, Debug)]
+pub(super) struct Complaint {
+    why: String,
+    /// Whether it is why nothing starts.
+    decides: bool,
 }
 
 /// What a loop does after a turn: `None` for another one.

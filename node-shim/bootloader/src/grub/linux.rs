@@ -28,29 +28,31 @@ impl Interpreter<'_> {
     pub(super) fn linux(&mut self, arguments: &[String]) {
         self.loaded = Loaded::default();
         let Some(name) = arguments.first() else {
-            return self.fail("`linux` without a kernel");
+            return self.fail_to_load("`linux` without a kernel");
         };
         let Some(kernel) = self.existing(name) else {
             return;
         };
         let command_line = command_line(arguments);
         if command_line.len() > self.limits.command_line_bytes {
-            return self.fail(format!("the command line for {name} has {} bytes", command_line.len()));
+            return self.fail_to_load(format!("the command line for {name} has {} bytes", command_line.len()));
         }
         self.loaded.kernel = Some((kernel, Some(command_line)));
     }
 
     pub(super) fn initrd(&mut self, names: &[String]) {
         if self.loaded.kernel.is_none() {
-            return self.fail("`initrd` before a kernel was loaded");
+            return self.fail_to_load("`initrd` before a kernel was loaded");
         }
         if names.len() > self.limits.initrds {
-            return self.fail("too many initrds");
+            return self.fail_to_load("too many initrds");
         }
         let mut initrds = Vec::new();
         for name in names {
             if name.starts_with("newc:") {
-                return self.fail(format!("the initrd {name} is to be made by GRUB, which is not supported"));
+                return self.fail_to_load(format!(
+                    "the initrd {name} is to be made by GRUB, which is not supported"
+                ));
             }
             match self.existing(name) {
                 Some(file) => initrds.push(file),
@@ -64,7 +66,7 @@ impl Interpreter<'_> {
     pub(super) fn chainloader(&mut self, arguments: &[String]) {
         self.loaded = Loaded::default();
         let Some(name) = arguments.iter().find(|word| !word.starts_with('-')) else {
-            return self.fail("`chainloader` without a program");
+            return self.fail_to_load("`chainloader` without a program");
         };
         if let Some(program) = self.existing(name) {
             self.loaded.kernel = Some((program, None));
@@ -74,15 +76,17 @@ impl Interpreter<'_> {
     pub(super) fn boot_loaded(&mut self) {
         match self.loaded.selection(None) {
             Some(selection) => self.chosen = Some((self.configuration.clone(), selection)),
-            None => self.fail("`boot` before a kernel was loaded"),
+            None => self.fail_to_load("`boot` before a kernel was loaded"),
         }
     }
 
     fn existing(&mut self, name: &str) -> Option<FileRef> {
-        let file = self.file(name).filter(|file| self.files.is_file(file.volume, &file.path));
+        let file = self
+            .file(name)
+            .filter(|file| self.files.is_file(file.volume, &file.path));
         if file.is_none() {
             let root = self.variables.get("root").to_owned();
-            self.fail(format!("file {name} not found (root is {root})"));
+            self.fail_to_load(format!("file {name} not found (root is {root})"));
         }
         file
     }

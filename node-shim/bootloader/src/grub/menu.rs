@@ -37,8 +37,11 @@ impl Interpreter<'_> {
 
     fn boot_entry(&mut self, name: &str) -> Result<(FileRef, Selection), String> {
         let (first, rest) = name.split_once('>').unwrap_or((name, ""));
-        let Some(entry) = position(&self.menu, first).and_then(|index| self.menu.get(index)).cloned() else {
-            return Err(match self.complaint.take() {
+        let Some(entry) = position(&self.menu, first)
+            .and_then(|index| self.menu.get(index))
+            .cloned()
+        else {
+            return Err(match self.take_complaint() {
                 Some(complaint) => format!("its menu is empty ({complaint})"),
                 None => "its menu is empty".to_owned(),
             });
@@ -60,10 +63,11 @@ impl Interpreter<'_> {
             (Err(error), _) => Err(failed(&error)),
             (Ok(_), Some(chosen)) => Ok(chosen),
             (Ok(_), None) if entry.submenu => self.boot_entry(rest).map_err(|why| failed(&why)),
-            (Ok(_), None) => match self.loaded.selection(Some(&entry.title)) {
-                Some(selection) => Ok((entry.configuration.clone(), selection)),
-                None => Err(failed(&self.complaint.as_deref().unwrap_or("it loads no kernel"))),
-            },
+            (Ok(_), None) => self
+                .loaded
+                .selection(Some(&entry.title))
+                .map(|selection| (entry.configuration.clone(), selection))
+                .ok_or_else(|| failed(&self.take_complaint().as_deref().unwrap_or("it loads no kernel"))),
         };
         if let Some(outer) = outer {
             self.menu = outer;

@@ -28,10 +28,10 @@ pub enum Piece {
 }
 
 /// One word, whose pieces are joined.
-pub type Word = Vec<Piece>;
+pub(super) type Word = Vec<Piece>;
 
 /// Statements that run in order.
-pub type Body = Rc<[Statement]>;
+pub(super) type Body = Rc<[Statement]>;
 
 /// One statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,7 +214,11 @@ impl Parser<'_> {
 
     fn command(&mut self) -> Result<Statement, ScriptError> {
         let words = self.words()?;
-        let block = if self.token == Token::Open { Some(self.block()?) } else { None };
+        let block = if self.token == Token::Open {
+            Some(self.block()?)
+        } else {
+            None
+        };
         Ok(Statement::Command { words, block })
     }
 
@@ -265,7 +269,10 @@ impl Parser<'_> {
 
     fn for_each(&mut self) -> Result<Statement, ScriptError> {
         self.advance()?;
-        let variable = self.keyword().ok_or_else(|| self.wrong("`for` without a variable"))?.to_owned();
+        let variable = self
+            .keyword()
+            .ok_or_else(|| self.wrong("`for` without a variable"))?
+            .to_owned();
         self.advance()?;
         self.expect("in", "`for` without `in`")?;
         let words = self.words()?;
@@ -280,7 +287,10 @@ impl Parser<'_> {
 
     fn function(&mut self) -> Result<Statement, ScriptError> {
         self.advance()?;
-        let name = self.keyword().ok_or_else(|| self.wrong("`function` without a name"))?.to_owned();
+        let name = self
+            .keyword()
+            .ok_or_else(|| self.wrong("`function` without a name"))?
+            .to_owned();
         self.advance()?;
         while self.token == Token::Separator {
             self.advance()?;
@@ -321,9 +331,11 @@ impl<'text> Lexer<'text> {
                 Some(' ' | '\t' | '\r') => {
                     self.next();
                 }
-                Some('#') => while self.rest.peek().is_some_and(|character| *character != '\n') {
-                    self.next();
-                },
+                Some('#') => {
+                    while self.rest.peek().is_some_and(|character| *character != '\n') {
+                        self.next();
+                    }
+                }
                 Some('\n' | ';') => {
                     self.next();
                     return Ok(Token::Separator);
@@ -441,7 +453,10 @@ impl<'text> Lexer<'text> {
                 }
             }
             Some(first) if first.is_ascii_alphabetic() || first == '_' => {
-                while let Some(letter) = self.rest.next_if(|letter| letter.is_ascii_alphanumeric() || *letter == '_') {
+                while let Some(letter) = self
+                    .rest
+                    .next_if(|letter| letter.is_ascii_alphanumeric() || *letter == '_')
+                {
                     name.push(letter);
                 }
             }

@@ -28,7 +28,9 @@ pub enum CacheError {
     #[error(transparent)]
     Unpack(UnpackError),
     /// The directory cannot be written.
-    #[error("failed to keep the unpacked kernel in {directory}: {source}; make the directory writable, or do without it")]
+    #[error(
+        "failed to keep the unpacked kernel in {directory}: {source}; make the directory writable, or do without it"
+    )]
     Write {
         /// The cache.
         directory: PathBuf,
@@ -102,7 +104,10 @@ impl Cache {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.starts_with(NEW) {
-                if now.duration_since(used).is_ok_and(|age| age.as_secs() > ABANDONED_SECONDS) {
+                if now
+                    .duration_since(used)
+                    .is_ok_and(|age| age.as_secs() > ABANDONED_SECONDS)
+                {
                     let _ = fs::remove_file(entry.path());
                 }
             } else if is_name(&name) {

@@ -13,7 +13,7 @@ use crate::bytes::le_u32;
 
 /// Bytes of the size at a payload's end.
 const SIZE_BYTES: usize = 4;
-/// Largest block of a legacy frame of lz4 (`LZ4_DEFAULT_UNCOMPRESSED_CHUNK_SIZE` in Linux lib/decompress_unlz4.c).
+/// Largest block of a legacy frame of lz4 (`LZ4_DEFAULT_UNCOMPRESSED_CHUNK_SIZE` in Linux `lib/decompress_unlz4.c`).
 const LZ4_BLOCK_BYTES: usize = 8 << 20;
 const LZ4_LEGACY_MAGIC: u32 = 0x184c_2102;
 /// Memory that unpacking lzma and xz may take beyond the kernel: Linux uses dictionaries of up to 128 MiB.
@@ -26,7 +26,9 @@ pub enum UnpackError {
     #[error("the kernel is not a bzImage with a packed kernel in it")]
     NotPacked,
     /// Its payload is beyond its end.
-    #[error("the kernel's payload of {bytes} bytes at {start} is beyond its end at {file} bytes: it was cut short; copy it again")]
+    #[error(
+        "the kernel's payload of {bytes} bytes at {start} is beyond its end at {file} bytes: it was cut short; copy it again"
+    )]
     CutShort {
         /// First byte.
         start: u64,
@@ -63,9 +65,12 @@ pub enum UnpackError {
 pub fn unpack(image: &[u8], most: u64) -> Result<Vec<u8>, UnpackError> {
     let payload = payload(image)?;
     let (packed, size) = payload.split_at(payload.len().saturating_sub(SIZE_BYTES));
-    let compression = Compression::of(payload).ok_or_else(|| UnpackError::Unsupported("something unknown".to_owned()))?;
-    if compression == Compression::None {
-        return check(compression, payload.to_vec());
+    let compression =
+        Compression::of(payload).ok_or_else(|| UnpackError::Unsupported("something unknown".to_owned()))?;
+    match compression {
+        Compression::None => return check(compression, payload.to_vec()),
+        Compression::Bzip2 | Compression::Lzo => return Err(UnpackError::Unsupported(compression.to_string())),
+        Compression::Gzip | Compression::Xz | Compression::Zstd | Compression::Lz4 | Compression::Lzma => {}
     }
     let bytes = u64::from(le_u32(size, 0));
     if bytes > most {
@@ -156,7 +161,9 @@ fn lz4_legacy(packed: &[u8], length: usize) -> io::Result<Vec<u8>> {
             .ok_or_else(|| broken(format!("a block of {size} bytes is beyond the end")))?;
         let bytes = lz4_flex::block::decompress_into(this, &mut block).map_err(|error| broken(error.to_string()))?;
         if unpacked.len() + bytes > length {
-            return Err(broken(format!("it unpacks to more than the {length} bytes that it says")));
+            return Err(broken(format!(
+                "it unpacks to more than the {length} bytes that it says"
+            )));
         }
         unpacked.extend_from_slice(&block[..bytes]);
         rest = next;

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Partition, Purpose, Scheme, Table, TableError};
-use crate::bytes::{le_u32, le_u64};
+use crate::bytes::{le_u16, le_u32, le_u64};
 use crate::disk::Window;
 
 const SIGNATURE: &[u8] = b"EFI PART";
@@ -145,22 +145,16 @@ fn partition(number: u32, entry: &[u8], block: u64, disk_bytes: u64) -> Option<P
 }
 
 const fn guid(one: u32, two: u16, three: u16, four: u16, five: u64) -> [u8; 16] {
-    let (a, b, c) = (one.to_le_bytes(), two.to_le_bytes(), three.to_le_bytes());
-    let (d, e) = (four.to_be_bytes(), five.to_be_bytes());
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], e[2], e[3], e[4], e[5], e[6], e[7],
-    ]
+    // The first three are little endian, the others big endian: one number of 128 bits after swapping.
+    let first =
+        (one.swap_bytes() as u128) << 96 | (two.swap_bytes() as u128) << 80 | (three.swap_bytes() as u128) << 64;
+    (first | (four as u128) << 48 | five as u128).to_be_bytes()
 }
 
 /// A GUID as people write it.
 fn text(bytes: &[u8]) -> String {
-    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-    let mut text = String::with_capacity(36);
-    for (position, index) in order.into_iter().enumerate() {
-        if matches!(position, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        text.push_str(&format!("{:02x}", bytes.get(index).copied().unwrap_or(0)));
-    }
-    text
+    let (one, two, three) = (le_u32(bytes, 0), le_u16(bytes, 4), le_u16(bytes, 6));
+    let rest = le_u64(bytes, 8).swap_bytes();
+    let (four, five) = (rest >> 48, rest & 0xffff_ffff_ffff);
+    format!("{one:08x}-{two:04x}-{three:04x}-{four:04x}-{five:012x}")
 }
