@@ -82,13 +82,28 @@ impl Cache {
             return Ok(());
         }
         self.make_room(bytes)?;
-        let unique = format!("{NEW}{}-{:?}", process::id(), std::thread::current().id());
-        let temporary = self.directory.join(unique.replace(['(', ')'], ""));
-        let written = write(&temporary, kernel).and_then(|()| fs::rename(&temporary, path));
+        let (temporary, file) = self.create()?;
+        let written = write(file, kernel).and_then(|()| fs::rename(&temporary, path));
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
         }
         written
+    }
+
+    /// Makes a file that nobody else writes to: processes of other containers may have the same number.
+    fn create(&self) -> io::Result<(PathBuf, File)> {
+        let age = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        let mut attempts = 0_u128..;
+        loop {
+            let number = age.as_nanos() + attempts.next().unwrap_or_default();
+            let path = self.directory.join(format!("{NEW}{}-{number}", process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                opened => return Ok((path, opened?)),
+            }
+        }
     }
 
     /// Removes the files that were not used for longest, until `bytes` more fit. Another process may remove the same ones.
@@ -139,8 +154,7 @@ fn is_name(name: &str) -> bool {
     name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn write(path: &Path, kernel: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+fn write(mut file: File, kernel: &[u8]) -> io::Result<()> {
     file.write_all(kernel)?;
     file.write_all(&Sha256::digest(kernel))
 }

@@ -10,7 +10,7 @@ const MOST: u64 = 64 << 20;
 /// An ELF file as far as it matters, with calls as x86 code has them: xz has a filter for these.
 fn elf() -> Vec<u8> {
     let mut elf = b"\x7fELF".to_vec();
-    for number in 0..200_000_u32 {
+    for number in 0..40_000_u32 {
         elf.extend_from_slice(&[0xe8]);
         elf.extend_from_slice(&(number.wrapping_mul(2_654_435_761) >> 8).to_le_bytes());
         elf.extend_from_slice(b"\x48\x89\xc7 text ");

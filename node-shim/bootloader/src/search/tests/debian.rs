@@ -9,7 +9,7 @@ use crate::testing::bz_image;
 const ROOT: &str = "7b1c0f1e-6f5a-4b9c-9d57-0a6e3d2f4c11";
 
 /// As grub-mkconfig of Debian 12 writes it, with two kernels.
-const GRUB_CFG: &str = include_str!("debian-12-grub.cfg");
+const GRUB_CFG: &str = include_str!("../../../layouts/debian-12.cfg");
 
 fn kernel() -> Vec<u8> {
     bz_image("6.1.0-40-cloud-amd64", &noise(1, 3_000_000))
@@ -18,7 +18,12 @@ fn kernel() -> Vec<u8> {
 fn root(workshop: &Workshop, configuration: &str) -> Tree {
     workshop
         .tree("root")
-        .file("boot/grub/grub.cfg", configuration.replace("@ROOT@", ROOT))
+        .file(
+            "boot/grub/grub.cfg",
+            configuration
+                .replace("@ROOT@", ROOT)
+                .replace("@RELEASE@", "6.1.0-40-cloud-amd64"),
+        )
         .file("boot/grub/grubenv", "# GRUB Environment Block\n####")
         .file("boot/grub/unicode.pf2", "font")
         .file("boot/vmlinuz-6.1.0-40-cloud-amd64", kernel())

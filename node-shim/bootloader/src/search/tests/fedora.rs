@@ -10,7 +10,7 @@ const MACHINE: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
 const NEW: &str = "6.19.1-300.fc44.x86_64";
 const OLD: &str = "6.9.12-300.fc44.x86_64";
 
-const GRUB_CFG: &str = include_str!("fedora-grub.cfg");
+const GRUB_CFG: &str = include_str!("../../../layouts/fedora.cfg");
 
 /// The kernel mounts no two btrfs with one UUID, so each test has its own.
 fn uuid(number: u32) -> String {

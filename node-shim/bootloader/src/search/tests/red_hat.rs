@@ -11,7 +11,7 @@ const MACHINE: &str = "ffeeddccbbaa99887766554433221100";
 const NEW: &str = "5.14.0-570.12.1.el9_6.x86_64";
 const OLD: &str = "5.14.0-70.13.1.el9_0.x86_64";
 
-const GRUB_CFG: &str = include_str!("fedora-grub.cfg");
+const GRUB_CFG: &str = include_str!("../../../layouts/fedora.cfg");
 
 fn kernel() -> Vec<u8> {
     bz_image(NEW, &noise(6, 4_000_000))

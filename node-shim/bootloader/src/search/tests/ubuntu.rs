@@ -6,7 +6,7 @@ use crate::testing::bz_image;
 const ROOT: &str = "3f6b2a10-95a1-4a0c-8d0e-1f54b1c9a001";
 const BOOT: &str = "9e2c7d44-0b1f-4b77-a3e2-6c5f0d8e9002";
 
-const GRUB_CFG: &str = include_str!("ubuntu-24.04-grub.cfg");
+const GRUB_CFG: &str = include_str!("../../../layouts/ubuntu-24.04.cfg");
 
 #[test]
 fn the_kernel_is_on_the_boot_partition() {
@@ -17,7 +17,10 @@ fn the_kernel_is_on_the_boot_partition() {
         .tree("boot")
         .file(
             "grub/grub.cfg",
-            GRUB_CFG.replace("@ROOT@", ROOT).replace("@BOOT@", BOOT),
+            GRUB_CFG
+                .replace("@ROOT@", ROOT)
+                .replace("@BOOT@", BOOT)
+                .replace("@RELEASE@", "6.8.0-79-generic"),
         )
         .file("grub/grubenv", "# GRUB Environment Block\nrecordfail=1\n####")
         .file("vmlinuz-6.8.0-79-generic", &kernel)
