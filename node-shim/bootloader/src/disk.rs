@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// What a read costs beyond its bytes, so that their number is bounded too.
 const READ_COST_BYTES: u64 = 512;
@@ -66,15 +67,19 @@ pub(crate) struct Meter {
     total: Cell<u64>,
     call: Cell<u64>,
     per_call: u64,
+    deadline: Cell<Instant>,
+    time: Duration,
 }
 
 impl Meter {
-    /// Allows `total` bytes, and `per_call` of them for each operation.
-    pub(crate) fn new(total: u64, per_call: u64) -> Rc<Self> {
+    /// Allows `total` bytes, and `per_call` of them for each operation, within `time` from now.
+    pub(crate) fn new(total: u64, per_call: u64, time: Duration) -> Rc<Self> {
         Rc::new(Self {
             total: Cell::new(total),
             call: Cell::new(per_call),
             per_call,
+            deadline: Cell::new(Instant::now() + time),
+            time,
         })
     }
 
@@ -83,12 +88,20 @@ impl Meter {
         self.call.set(self.per_call.saturating_add(bytes));
     }
 
-    /// Allows `bytes` more in all.
+    /// Allows `bytes` more in all, and the whole time again.
     pub(crate) fn grant(&self, bytes: u64) {
+        self.deadline.set(Instant::now() + self.time);
         self.total.set(self.total.get().saturating_add(bytes));
     }
 
     fn spend(&self, bytes: u64) -> io::Result<()> {
+        if Instant::now() > self.deadline.get() {
+            let seconds = self.time.as_secs();
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("it takes longer than {seconds} seconds"),
+            ));
+        }
         let cost = bytes.saturating_add(READ_COST_BYTES);
         let spent = |cell: &Cell<u64>| cell.get().checked_sub(cost);
         let (Some(total), Some(call)) = (spent(&self.total), spent(&self.call)) else {
@@ -167,7 +180,10 @@ mod tests {
     use super::*;
 
     fn window(bytes: usize, total: u64, per_call: u64) -> Window {
-        Window::whole(Rc::new(vec![7_u8; bytes]), Meter::new(total, per_call))
+        Window::whole(
+            Rc::new(vec![7_u8; bytes]),
+            Meter::new(total, per_call, Duration::from_secs(600)),
+        )
     }
 
     #[test]
@@ -194,5 +210,12 @@ mod tests {
         assert!(window.array::<8>(0).is_err(), "all is used up");
         window.meter().grant(4096);
         window.array::<8>(0).unwrap();
+    }
+
+    #[test]
+    fn reading_ends_in_time() {
+        let window = Window::whole(Rc::new(vec![0; 8]), Meter::new(1 << 20, 1 << 20, Duration::ZERO));
+        let error = window.array::<1>(0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

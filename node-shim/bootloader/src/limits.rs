@@ -1,5 +1,7 @@
 //! How much a hostile disk can make this library do.
 
+use std::time::Duration;
+
 /// Bounds on everything that a disk's contents decide.
 ///
 /// Memory stays within a few times [`Limits::call_bytes`] plus [`Limits::unpacked_kernel_bytes`] where a kernel is unpacked: a file
@@ -10,6 +12,9 @@ pub struct Limits {
     pub search_bytes: u64,
     /// Bytes that may be read from the disk for one operation on a file system, beyond the bytes that were asked for.
     pub call_bytes: u64,
+    /// Time that looking for a kernel may take, and again reading what was found. Only what reads the disk looks at the clock: packed files
+    /// of btrfs can take far longer to unpack than to read.
+    pub time: Duration,
     /// Partitions that are looked at, the first ones.
     pub partitions: usize,
     /// Entries of one directory that are looked at.
@@ -18,7 +23,7 @@ pub struct Limits {
     pub configuration_bytes: u64,
     /// Boot loader entries (Boot Loader Specification files, unified kernels, GRUB's menu entries) that are looked at.
     pub entries: usize,
-    /// Statements that a GRUB configuration may run.
+    /// Statements that a GRUB configuration may run; each 256 bytes of words cost as much as one.
     pub script_steps: u32,
     /// How deep a GRUB configuration's blocks, functions and files may be nested.
     pub script_nesting: u32,
@@ -43,6 +48,7 @@ impl Default for Limits {
         Self {
             search_bytes: 1 << 30,
             call_bytes: 64 << 20,
+            time: Duration::from_secs(120),
             partitions: 32,
             directory_entries: 4096,
             configuration_bytes: 1 << 20,

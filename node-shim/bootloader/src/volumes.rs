@@ -34,7 +34,7 @@ pub(crate) struct Volumes {
 impl Volumes {
     /// Finds and mounts what is on a disk.
     pub(crate) fn open(disk: Rc<dyn Disk>, limits: &Limits) -> Result<Self, TableError> {
-        let meter = Meter::new(limits.search_bytes, limits.call_bytes);
+        let meter = Meter::new(limits.search_bytes, limits.call_bytes, limits.time);
         let whole = Window::whole(disk, Rc::clone(&meter));
         let table = table::read(&whole, limits.partitions)?;
         let mut volumes = Self {

@@ -1,10 +1,11 @@
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::*;
 use crate::disk::Meter;
 
 fn window(bytes: Vec<u8>) -> Window {
-    Window::whole(Rc::new(bytes), Meter::new(1 << 30, 1 << 30))
+    Window::whole(Rc::new(bytes), Meter::new(1 << 30, 1 << 30, Duration::from_secs(600)))
 }
 
 #[test]

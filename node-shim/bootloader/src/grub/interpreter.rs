@@ -38,6 +38,9 @@ const FEATURES: [&str; 7] = [
     "feature_timeout_style",
 ];
 
+/// Bytes of words that cost as much as a statement.
+const STEP_BYTES: usize = 256;
+
 /// A script's world.
 pub(super) struct Interpreter<'files> {
     pub(super) files: &'files dyn Files,
@@ -186,7 +189,11 @@ impl<'files> Interpreter<'files> {
     }
 
     fn step(&mut self) -> Result<(), ScriptError> {
-        self.steps += 1;
+        self.steps(1)
+    }
+
+    fn steps(&mut self, steps: u32) -> Result<(), ScriptError> {
+        self.steps = self.steps.saturating_add(steps);
         if self.steps > self.limits.script_steps {
             return Err(ScriptError::TooLong(self.limits.script_steps));
         }
@@ -284,7 +291,7 @@ impl<'files> Interpreter<'files> {
     }
 
     /// Replaces variables and splits what they stood for into words.
-    fn expand(&self, words: &[Word]) -> Result<Vec<String>, ScriptError> {
+    fn expand(&mut self, words: &[Word]) -> Result<Vec<String>, ScriptError> {
         let mut expanded = Expansion {
             words: Vec::new(),
             current: None,
@@ -299,6 +306,8 @@ impl<'files> Interpreter<'files> {
             }
             expanded.end_word()?;
         }
+        let bytes = self.limits.script_bytes - expanded.bytes_left;
+        self.steps(u32::try_from(bytes / STEP_BYTES).unwrap_or(u32::MAX))?;
         Ok(expanded.words)
     }
 

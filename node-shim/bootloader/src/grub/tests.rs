@@ -292,6 +292,11 @@ fn everything_has_an_end() {
     let large = "x".repeat(1000);
     for (script, why) in [
         ("while true; do true; done".to_owned(), "more than 100000 commands"),
+        // Few commands, but with long words.
+        (
+            format!("x={large}\nfor i in 1 2 3 4 5 6 7; do x=$x$x; done\nwhile true; do y=$x; done"),
+            "more than 100000 commands",
+        ),
         ("function f { f; }\nf".to_owned(), "nested"),
         ("source $prefix/self.cfg".to_owned(), "nested"),
         ("configfile $prefix/again.cfg".to_owned(), "nested"),
