@@ -1,6 +1,8 @@
 //! A hostile driver: what the fuzzer chooses is written to guest memory, rings and registers, and the device under it must neither panic nor
 //! touch anything outside of guest memory.
 
+pub mod disk;
+
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
