@@ -5,11 +5,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::PullPolicy;
 
-/// What a VM starts from: exactly one source.
+/// What a VM starts from: exactly one source. Without `boot` it is the VM's first disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.kernel)").message("boot has exactly one source: write kernel"))]
+#[x_kube(validation = Rule::new("has(self.kernel) != has(self.disk)")
+    .message("boot has exactly one source: write either kernel, or disk with the name of one of spec.disks"))]
 pub struct Boot {
+    /// Name of the disk whose own boot loader says which kernel, initrd and command line to start: GRUB, systemd-boot, EXTLINUX or a
+    /// unified kernel image. The disk is read at every start and reset, so a kernel update made in the guest is what boots next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub disk: Option<String>,
     /// A Linux kernel from a container image, loaded without firmware or boot loader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelBoot>,

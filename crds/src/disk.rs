@@ -1,6 +1,7 @@
 //! The disks of a VM.
 
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Quantity, image::PullPolicy};
@@ -29,7 +30,7 @@ pub struct Disk {
     /// Whether the guest may only read the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
-    /// A raw disk image in a container image. What the guest writes is kept apart from it, and lives as long as the VM's pod.
+    /// A disk image in a container image. What the guest writes is kept apart from it, and lives as long as the VM's pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageDisk>,
     /// An empty disk that lives as long as the VM's pod.
@@ -37,7 +38,21 @@ pub struct Disk {
     pub empty_disk: Option<EmptyDisk>,
 }
 
-/// A raw disk image in a container image.
+/// Format of a disk image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum DiskFormat {
+    /// The disk's bytes.
+    Raw,
+    /// QEMU's format; an image that is based on another one is refused.
+    Qcow2,
+    /// Virtual PC's and Azure's format.
+    Vhd,
+    /// `VMware`'s format, in one file.
+    Vmdk,
+}
+
+/// A disk image in a container image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageDisk {
@@ -50,6 +65,9 @@ pub struct ImageDisk {
     #[x_kube(validation = Rule::new("self.matches('^(/[^/]+)+$') && !self.matches('/[.][.]?(/|$)')")
         .message("path is an absolute path in the image, without . and .. and without a / at its end: write for example /disk or /disk/root.img"))]
     pub path: Option<String>,
+    /// Format of the disk image: what it says of itself, if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<DiskFormat>,
     /// When the kubelet fetches the image; IfNotPresent if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_policy: Option<PullPolicy>,

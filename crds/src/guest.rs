@@ -33,6 +33,10 @@ pub struct GuestStatus {
     /// Resets of the guest since its pod started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resets: Option<i64>,
+    /// What was found to boot on the VM's disk: the entry's title, the kernel's release and where its boot loader's configuration is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub kernel: Option<String>,
 }
 
 /// State of a guest.

@@ -41,6 +41,13 @@ pub const DEFAULT_TERMINATION_GRACE_PERIOD_SECONDS: i64 = 60;
     printcolumn(name = "CPU", type_ = "integer", json_path = ".spec.cpu.cores", description = "CPUs of the guest", priority = 1),
     printcolumn(name = "Memory", type_ = "string", json_path = ".spec.memory.size", description = "Memory of the guest", priority = 1),
     printcolumn(
+        name = "Kernel",
+        type_ = "string",
+        json_path = ".status.guest.kernel",
+        description = "What was found to boot on the VM's disk",
+        priority = 1
+    ),
+    printcolumn(
         name = "Reason",
         type_ = "string",
         json_path = r#".status.conditions[?(@.type=="Ready")].reason"#,
@@ -55,6 +62,10 @@ pub const DEFAULT_TERMINATION_GRACE_PERIOD_SECONDS: i64 = 60;
 #[cfg_attr(test, kube(cel))]
 #[x_kube(validation = Rule::new("!has(self.livenessProbe) || !has(self.livenessProbe.successThreshold) || self.livenessProbe.successThreshold == 1")
     .message("livenessProbe.successThreshold can only be 1: leave it out"))]
+#[x_kube(validation = Rule::new("(has(self.disks) && size(self.disks) > 0) || (has(self.boot) && has(self.boot.kernel))")
+    .message("there is nothing to boot: write at least one disk that has a boot loader, or boot.kernel"))]
+#[x_kube(validation = Rule::new("!has(self.boot) || !has(self.boot.disk) || (has(self.disks) && self.disks.exists(disk, disk.name == self.boot.disk))")
+    .message("boot.disk is not the name of a disk: write the name of one of spec.disks"))]
 pub struct VirtualMachineSpec {
     /// When the VM runs: Always if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,8 +78,9 @@ pub struct VirtualMachineSpec {
     pub cpu: Cpu,
     /// The VM's memory.
     pub memory: Memory,
-    /// What the VM starts from.
-    pub boot: Boot,
+    /// What the VM starts from: what is on its first disk, if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
     /// The VM's disks, in the order in which the guest finds them: the first is `/dev/vda`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -54,7 +54,16 @@ fn unsound_specs_are_refused_with_what_to_write() {
         (json!({ "memory": { "size": "1025Gi" } }), "write 1Ti or less"),
         (json!({ "memory": { "size": "33000001" } }), "not a whole number of MiB"),
         (json!({ "memory": { "size": "lots" } }), "not a quantity"),
-        (json!({ "boot": {} }), "write kernel"),
+        (json!({ "boot": {} }), "write either kernel, or disk"),
+        (
+            json!({ "boot": { "disk": "a", "kernel": { "image": "a", "kernelPath": "/k" } } }),
+            "write either kernel, or disk",
+        ),
+        (
+            json!({ "boot": { "disk": "none" } }),
+            "write the name of one of spec.disks",
+        ),
+        (json!({ "boot": null }), "write at least one disk"),
         (kernel("boot/vmlinuz"), "an absolute path"),
         (kernel("/boot/../etc"), "an absolute path"),
         (kernel("/boot/.."), "an absolute path"),

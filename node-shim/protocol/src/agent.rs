@@ -101,7 +101,13 @@ pub struct GuestStatus {
     pub memory_bytes: u64,
     /// Resets of the guest since its VMM started.
     pub resets: u64,
+    /// What was found to boot on a disk, at most [`KERNEL_MAX_BYTES`] of one line; none where the configuration names a kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
 }
+
+/// Most bytes of [`GuestStatus::kernel`].
+pub const KERNEL_MAX_BYTES: usize = 256;
 
 /// States of a guest.
 ///

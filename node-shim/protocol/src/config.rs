@@ -54,12 +54,22 @@ pub struct Memory {
     pub size_bytes: u64,
 }
 
-/// What the guest starts from. Closed: booting from a disk image joins here.
+/// What the guest starts from. Closed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Boot {
     /// A kernel file (PVH ELF or bzImage), loaded by the VMM.
     Kernel(KernelBoot),
+    /// What a disk's own boot loader would start, found anew at each start and reset.
+    Disk(DiskBoot),
+}
+
+/// A disk to boot from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskBoot {
+    /// Name of one of [`VmConfig::disks`].
+    pub name: String,
 }
 
 /// A kernel, its initrd and its command line.

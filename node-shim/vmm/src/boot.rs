@@ -9,17 +9,22 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use node_shim_bootloader::FindError;
+use node_shim_virtio::block::Block;
 use node_shim_virtio::device::Memory;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::config::KernelBoot;
+use crate::config::{Boot, CheckedConfig, KernelBoot};
 use crate::layout;
 use crate::memory::Range;
 use crate::registers::Entry;
 use crate::volume::{self, VolumeError};
 
 mod bzimage;
+mod disk;
 mod pvh;
+
+use disk::BootDisk;
 
 /// Largest initrd: what a 32-bit size can say.
 const INITRD_MAX_BYTES: u64 = u32::MAX as u64;
@@ -43,6 +48,37 @@ pub(crate) enum BootError {
         what: &'static str,
         /// The file.
         path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The disk to boot from is not there: a defect.
+    #[error("the disk to boot from is not one of the VM's")]
+    NoDisk,
+    /// The disk has nothing to boot.
+    #[error("disk `{disk}`: {source}")]
+    NothingToBoot {
+        /// The disk.
+        disk: String,
+        /// Where was looked, and what was wrong there.
+        source: FindError,
+    },
+    /// What the disk boots cannot be read.
+    #[error("disk `{disk}`: failed to read its {what}: {source}")]
+    ReadDisk {
+        /// The disk.
+        disk: String,
+        /// Kernel or initrd, and where it is.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no room for what the disk boots.
+    #[error("failed to keep the {what} of disk `{disk}` in the scratch directory: {source}")]
+    Keep {
+        /// The disk.
+        disk: String,
+        /// `kernel` or `initrd`.
+        what: &'static str,
         /// Why.
         source: io::Error,
     },
@@ -88,8 +124,47 @@ pub(crate) enum BootError {
     Memory(#[from] GuestMemoryError),
 }
 
-/// Kernel and initrd, open. They stay open for as long as the VM lives, so that a reset finds what the first start found.
-pub(crate) struct BootSource {
+/// Where a guest's kernel comes from.
+pub(crate) enum BootSource {
+    /// Files that stay open for as long as the VM lives, so that a reset finds what the first start found.
+    Kernel(KernelFiles),
+    /// A disk: a reset finds what the guest has made of it.
+    Disk(BootDisk),
+}
+
+impl BootSource {
+    /// Opens what the configuration says, and looks at it. `disks` are the VM's, in the guest's order.
+    pub(crate) fn open(config: &CheckedConfig, disks: &[Block]) -> Result<Self, BootError> {
+        match &config.boot {
+            Boot::Kernel(boot) => KernelFiles::open(boot).map(Self::Kernel),
+            Boot::Disk { index } => {
+                let (Some(disk), Some(block)) = (config.disks.get(*index), disks.get(*index)) else {
+                    return Err(BootError::NoDisk);
+                };
+                BootDisk::open(&disk.name, block.storage(), &config.scratch).map(Self::Disk)
+            }
+        }
+    }
+
+    /// Loads everything into guest memory of `memory_bytes`; `rsdp` is where the ACPI tables start.
+    pub(crate) fn load(&self, memory: &Memory, memory_bytes: u64, rsdp: u64) -> Result<Entry, BootError> {
+        match self {
+            Self::Kernel(files) => files.load(memory, memory_bytes, rsdp),
+            Self::Disk(disk) => disk.read()?.load(memory, memory_bytes, rsdp),
+        }
+    }
+
+    /// What was found, where it had to be looked for.
+    pub(crate) fn found(&self) -> Option<String> {
+        match self {
+            Self::Kernel(_) => None,
+            Self::Disk(disk) => Some(disk.found()),
+        }
+    }
+}
+
+/// Kernel and initrd, open.
+pub(crate) struct KernelFiles {
     kernel: File,
     kernel_path: PathBuf,
     format: Format,
@@ -114,9 +189,9 @@ struct Placement {
     initrd_max: u64,
 }
 
-impl BootSource {
+impl KernelFiles {
     /// Opens kernel and initrd and looks at what they are.
-    pub(crate) fn open(boot: &KernelBoot) -> Result<Self, BootError> {
+    fn open(boot: &KernelBoot) -> Result<Self, BootError> {
         let open = |what, path| volume::open_file(path).map_err(|source| BootError::Open { what, source });
         let kernel = open("kernel", &boot.kernel)?;
         let format = detect(&kernel, &boot.kernel)?;
@@ -143,8 +218,7 @@ impl BootSource {
         })
     }
 
-    /// Loads everything into guest memory of `memory_bytes`; `rsdp` is where the ACPI tables start.
-    pub(crate) fn load(&self, memory: &Memory, memory_bytes: u64, rsdp: u64) -> Result<Entry, BootError> {
+    fn load(&self, memory: &Memory, memory_bytes: u64, rsdp: u64) -> Result<Entry, BootError> {
         let mut kernel = &self.kernel;
         kernel
             .seek(SeekFrom::Start(0))

@@ -84,8 +84,8 @@ pub(crate) struct CheckedConfig {
     pub(crate) vcpus: u8,
     /// Whole pages.
     pub(crate) memory_bytes: u64,
-    /// Kernel, initrd and command line.
-    pub(crate) boot: KernelBoot,
+    /// What the guest starts from.
+    pub(crate) boot: Boot,
     /// In the guest's order.
     pub(crate) disks: Vec<Disk>,
     /// In the guest's order.
@@ -96,6 +96,18 @@ pub(crate) struct CheckedConfig {
     pub(crate) grace: Duration,
     /// Writable directory for overlays and empty disks.
     pub(crate) scratch: PathBuf,
+}
+
+/// What the guest starts from.
+#[derive(Clone, Debug)]
+pub(crate) enum Boot {
+    /// Files.
+    Kernel(KernelBoot),
+    /// What is found on a disk.
+    Disk {
+        /// Of [`CheckedConfig::disks`].
+        index: usize,
+    },
 }
 
 /// A kernel to boot.
@@ -207,7 +219,7 @@ pub(crate) fn check(config: VmConfig) -> Result<CheckedConfig, ConfigError> {
         name,
         vcpus: check_vcpus(&cpu)?,
         memory_bytes: check_memory(&memory)?,
-        boot: check_boot(boot)?,
+        boot: check_boot(boot, &disks)?,
         disks,
         interfaces,
         cloud_init,
@@ -251,12 +263,25 @@ fn check_memory(memory: &protocol::Memory) -> Result<u64, ConfigError> {
     Ok(memory.size_bytes / layout::PAGE_SIZE * layout::PAGE_SIZE)
 }
 
-fn check_boot(boot: protocol::Boot) -> Result<KernelBoot, ConfigError> {
-    let protocol::Boot::Kernel(protocol::KernelBoot {
+fn check_boot(boot: protocol::Boot, disks: &[Disk]) -> Result<Boot, ConfigError> {
+    match boot {
+        protocol::Boot::Kernel(kernel) => check_kernel(kernel).map(Boot::Kernel),
+        protocol::Boot::Disk(protocol::DiskBoot { name }) => match disks.iter().position(|disk| disk.name == name) {
+            Some(index) => Ok(Boot::Disk { index }),
+            None => refuse(
+                "boot.disk.name",
+                format!("there is no disk `{name}`; write the name of one"),
+            ),
+        },
+    }
+}
+
+fn check_kernel(boot: protocol::KernelBoot) -> Result<KernelBoot, ConfigError> {
+    let protocol::KernelBoot {
         kernel,
         initrd,
         command_line,
-    }) = boot;
+    } = boot;
     if kernel.as_os_str().is_empty() {
         return refuse("boot.kernel.kernel", "write the path of a kernel");
     }

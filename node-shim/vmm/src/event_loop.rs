@@ -331,6 +331,7 @@ impl EventLoop {
             vcpus: u32::from(self.platform.vcpus),
             memory_bytes: self.platform.memory_bytes,
             resets: self.resets,
+            kernel: self.platform.boot.found(),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Construction of a VM, in one linear order:
 //!
 //! 1. the configuration, checked;
-//! 2. kernel and initrd opened and looked at;
-//! 3. disks and the cloud-init seed opened;
+//! 2. disks opened;
+//! 3. kernel and initrd opened or looked for on a disk, and the cloud-init seed made;
 //! 4. KVM and taps: from the node agent, or opened here;
 //! 5. guest memory and the VM;
 //! 6. the console;
@@ -136,8 +136,8 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     signals::install_kick_handler().map_err(host_error("install a signal handler"))?;
 
     let config = config::load(&options.config).map_err(VmmError::Config)?;
-    let boot = BootSource::open(&config.boot).map_err(VmmError::Boot)?;
     let disks = disk::open_all(&config).map_err(VmmError::Disk)?;
+    let boot = BootSource::open(&config, &disks).map_err(VmmError::Boot)?;
     let seed = config.cloud_init.as_ref().map(seed::disk).transpose();
     let seed = seed.map_err(VmmError::CloudInit)?;
 

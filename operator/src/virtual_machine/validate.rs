@@ -4,9 +4,9 @@
 
 use crds::{
     Quantity, RunPolicy, VirtualMachine,
-    boot::Boot,
+    boot::{self, Boot},
     cloud_init::{CloudInit, DEFAULT_NETWORK_DATA_KEY, DEFAULT_USER_DATA_KEY, MAX_INLINE_BYTES, SecretKeyReference},
-    disk::{Disk, EMPTY_DISK_STEP_BYTES, MAX_EMPTY_DISK_BYTES},
+    disk::{Disk, DiskFormat, EMPTY_DISK_STEP_BYTES, MAX_EMPTY_DISK_BYTES},
     image::PullPolicy,
     memory,
     network_interface::NetworkInterface,
@@ -27,7 +27,7 @@ pub(crate) struct ValidatedVm {
     pub(crate) restarted_at: Option<(String, Timestamp)>,
     pub(crate) cores: u32,
     pub(crate) memory_bytes: u64,
-    pub(crate) boot: KernelBoot,
+    pub(crate) boot: BootSource,
     pub(crate) disks: Vec<ValidDisk>,
     pub(crate) interfaces: Vec<String>,
     pub(crate) cloud_init: Option<ValidCloudInit>,
@@ -36,6 +36,14 @@ pub(crate) struct ValidatedVm {
     pub(crate) grace_period_seconds: u64,
     /// The object itself, for what goes into the pod unchanged.
     pub(crate) source: VirtualMachine,
+}
+
+/// What the VM starts from.
+#[derive(Clone, Debug)]
+pub(crate) enum BootSource {
+    Kernel(KernelBoot),
+    /// What is on the disk with this name.
+    Disk(String),
 }
 
 /// A kernel in an image.
@@ -62,6 +70,7 @@ pub(crate) enum DiskSource {
     Image {
         image: String,
         path: String,
+        format: Option<DiskFormat>,
         pull_policy: PullPolicy,
     },
     Empty {
@@ -118,8 +127,12 @@ pub(crate) enum Invalid {
     },
     #[error("spec.restartedAt is {0:?}: write a time as in 2026-01-31T12:00:00Z")]
     RestartedAt(String),
-    #[error("spec.boot has no source: write kernel")]
+    #[error("spec.boot must have exactly one source: write either kernel, or disk with the name of one of spec.disks")]
     Boot,
+    #[error("there is nothing to boot: write at least one disk that has a boot loader, or spec.boot.kernel")]
+    NothingToBoot,
+    #[error("spec.boot.disk is {0:?}: write the name of one of spec.disks")]
+    BootDisk(String),
     #[error("spec.boot.kernel.commandLine is longer than the 2047 bytes that Linux reads")]
     CommandLine,
     #[error("{field} is {path:?}: write an absolute path without . and ..")]
@@ -162,7 +175,7 @@ pub(crate) fn validate(vm: &VirtualMachine) -> Result<ValidatedVm, Invalid> {
             memory::STEP_BYTES,
             "a whole number of MiB from 32Mi to 1Ti, for example 512Mi",
         )?,
-        boot: boot(&spec.boot)?,
+        boot: boot(spec.boot.as_ref(), &spec.disks)?,
         disks: disks(&spec.disks)?,
         interfaces: interfaces(&spec.interfaces)?,
         cloud_init: spec.cloud_init.as_ref().map(cloud_init).transpose()?,
@@ -207,8 +220,20 @@ fn size(
     })
 }
 
-fn boot(boot: &Boot) -> Result<KernelBoot, Invalid> {
-    let kernel = boot.kernel.as_ref().ok_or(Invalid::Boot)?;
+fn boot(boot: Option<&Boot>, disks: &[Disk]) -> Result<BootSource, Invalid> {
+    let Some(boot) = boot else {
+        let first = disks.first().ok_or(Invalid::NothingToBoot)?;
+        return Ok(BootSource::Disk(first.name.clone()));
+    };
+    match (&boot.kernel, &boot.disk) {
+        (Some(kernel), None) => kernel_boot(kernel).map(BootSource::Kernel),
+        (None, Some(name)) if disks.iter().any(|disk| disk.name == *name) => Ok(BootSource::Disk(name.clone())),
+        (None, Some(name)) => Err(Invalid::BootDisk(name.clone())),
+        (Some(_), Some(_)) | (None, None) => Err(Invalid::Boot),
+    }
+}
+
+fn kernel_boot(kernel: &boot::KernelBoot) -> Result<KernelBoot, Invalid> {
     let command_line = kernel.command_line.clone().unwrap_or_default();
     if command_line.len() > 2047 {
         return Err(Invalid::CommandLine);
@@ -271,6 +296,7 @@ fn disk(disk: &Disk) -> Result<ValidDisk, Invalid> {
         (Some(image), None) => DiskSource::Image {
             image: image.image.clone(),
             path: inside_image(&format!("path of disk {:?}", disk.name), image.path())?,
+            format: image.format,
             pull_policy: image.pull_policy.unwrap_or_default(),
         },
         (None, Some(empty)) => DiskSource::Empty {

@@ -11,7 +11,7 @@ use crds::VirtualMachine;
 use crds::guest;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use node_shim_protocol::agent::{GuestState, GuestStatus};
+use node_shim_protocol::agent::{GuestState, GuestStatus, KERNEL_MAX_BYTES};
 
 use super::identity::PodName;
 
@@ -274,11 +274,15 @@ pub(super) fn is_plausible(status: &GuestStatus) -> bool {
         vcpus,
         memory_bytes,
         resets,
+        kernel,
     } = status;
     boot_time(*boot_time_ms).is_some()
         && i32::try_from(*vcpus).is_ok()
         && i64::try_from(*memory_bytes).is_ok()
         && i64::try_from(*resets).is_ok()
+        && kernel
+            .as_ref()
+            .is_none_or(|kernel| kernel.len() <= KERNEL_MAX_BYTES && !kernel.chars().any(char::is_control))
 }
 
 /// Whole seconds, as Kubernetes writes times: what is read back is what was written.
@@ -300,6 +304,7 @@ fn render(status: &GuestStatus, pod_uid: &str) -> guest::GuestStatus {
         vcpus: i32::try_from(status.vcpus).ok(),
         memory: Some(quantity(status.memory_bytes)),
         resets: i64::try_from(status.resets).ok(),
+        kernel: status.kernel.clone(),
     }
 }
 

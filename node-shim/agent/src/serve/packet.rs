@@ -217,16 +217,16 @@ mod tests {
             Just(GuestState::Running),
             Just(GuestState::PoweringOff)
         ];
-        let status =
-            (state, any::<(u64, u32, u64, u64)>()).prop_map(|(state, (boot_time_ms, vcpus, memory_bytes, resets))| {
-                GuestStatus {
-                    state,
-                    boot_time_ms,
-                    vcpus,
-                    memory_bytes,
-                    resets,
-                }
-            });
+        let status = (state, any::<(u64, u32, u64, u64, Option<String>)>()).prop_map(
+            |(state, (boot_time_ms, vcpus, memory_bytes, resets, kernel))| GuestStatus {
+                state,
+                boot_time_ms,
+                vcpus,
+                memory_bytes,
+                resets,
+                kernel,
+            },
+        );
         prop_oneof![
             (any::<u32>(), prop::collection::vec(interface, 0..10))
                 .prop_map(|(version, interfaces)| Request::Hello { version, interfaces }),

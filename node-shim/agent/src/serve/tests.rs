@@ -23,6 +23,7 @@ fn status(state: GuestState) -> GuestStatus {
         vcpus: 1,
         memory_bytes: 1 << 30,
         resets: 0,
+        kernel: None,
     }
 }
 

@@ -5,7 +5,7 @@ use linux_loader::loader::{BzImage, KernelLoader};
 use node_shim_virtio::device::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{BootError, BootSource, Placement};
+use super::{BootError, KernelFiles, Placement};
 use crate::layout;
 use crate::memory::{Range, memory_map};
 use crate::registers::Entry;
@@ -32,7 +32,7 @@ pub(super) struct Image {
 }
 
 /// Loads the protected-mode part at 1 MiB.
-pub(super) fn load(source: &BootSource, memory: &Memory, memory_bytes: u64) -> Result<Image, BootError> {
+pub(super) fn load(source: &KernelFiles, memory: &Memory, memory_bytes: u64) -> Result<Image, BootError> {
     let mut kernel = &source.kernel;
     let file_bytes = super::length("kernel", &source.kernel_path, kernel)?;
     let end = layout::HIGH_RAM_START.saturating_add(file_bytes);
@@ -56,7 +56,7 @@ pub(super) fn load(source: &BootSource, memory: &Memory, memory_bytes: u64) -> R
     })
 }
 
-fn check(source: &BootSource, header: &setup_header) -> Result<(), BootError> {
+fn check(source: &KernelFiles, header: &setup_header) -> Result<(), BootError> {
     let (version, flags, command_line_max) = (header.version, header.xloadflags, header.cmdline_size);
     if version < VERSION_MIN || flags & XLF_KERNEL_64 == 0 {
         return Err(source.not_a_kernel("it has no 64-bit entry point"));

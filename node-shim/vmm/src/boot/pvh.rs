@@ -8,7 +8,7 @@ use linux_loader::loader::{Elf, KernelLoader};
 use node_shim_virtio::device::Memory;
 use vm_memory::{Address, ByteValued, Bytes, GuestAddress};
 
-use super::{BootError, BootSource, Placement};
+use super::{BootError, KernelFiles, Placement};
 use crate::layout;
 use crate::memory::{Range, memory_map};
 use crate::registers::Entry;
@@ -28,7 +28,7 @@ pub(super) struct Image {
 }
 
 /// Loads every segment to its physical address.
-pub(super) fn load(source: &BootSource, memory: &Memory, memory_bytes: u64) -> Result<Image, BootError> {
+pub(super) fn load(source: &KernelFiles, memory: &Memory, memory_bytes: u64) -> Result<Image, BootError> {
     let mut kernel = &source.kernel;
     let loaded = Elf::load(memory, None, &mut kernel, Some(GuestAddress(layout::HIGH_RAM_START)))
         .map_err(|error| explain(source, memory_bytes, &error))?;
@@ -47,7 +47,7 @@ pub(super) fn load(source: &BootSource, memory: &Memory, memory_bytes: u64) -> R
 }
 
 /// A segment that cannot be read into guest memory is most often one that does not fit there.
-fn explain(source: &BootSource, memory_bytes: u64, error: &linux_loader::loader::Error) -> BootError {
+fn explain(source: &KernelFiles, memory_bytes: u64, error: &linux_loader::loader::Error) -> BootError {
     use linux_loader::loader::{Error, elf};
     let file_bytes = super::length("kernel", &source.kernel_path, &source.kernel).unwrap_or(0);
     let need_bytes = layout::HIGH_RAM_START.saturating_add(file_bytes);

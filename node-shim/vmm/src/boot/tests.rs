@@ -65,11 +65,11 @@ fn too_little_memory_says_how_much_is_needed() {
     }
 }
 
-fn source(kernel: &[u8]) -> Result<BootSource, BootError> {
+fn source(kernel: &[u8]) -> Result<KernelFiles, BootError> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("kernel");
     std::fs::write(&path, kernel).unwrap();
-    BootSource::open(&KernelBoot {
+    KernelFiles::open(&KernelBoot {
         kernel: path,
         initrd: None,
         command_line: "console=ttyS0".to_owned(),

@@ -119,6 +119,7 @@ fn what_is_impossible_is_refused_and_the_field_named() {
         ("/cpu/cores", json!(257), "cpu.cores"),
         ("/memory/sizeBytes", json!(0), "memory.sizeBytes"),
         ("/memory/sizeBytes", json!(u64::MAX), "memory.sizeBytes"),
+        ("/boot", json!({"disk": {"name": "none"}}), "boot.disk.name"),
         ("/boot/kernel/kernel", json!(""), "boot.kernel.kernel"),
         ("/boot/kernel/initrd", json!(""), "boot.kernel.initrd"),
         ("/boot/kernel/commandLine", json!(long), "boot.kernel.commandLine"),

@@ -21,7 +21,7 @@ use super::{
     spec_hashes::spec_hashes,
     vm_config::{self, NETWORK_DATA_FILE, USER_DATA_FILE, vm_config},
 };
-use crate::virtual_machine::validate::{Data, DiskSource, ProbeAction, ValidProbe, ValidatedVm};
+use crate::virtual_machine::validate::{BootSource, Data, DiskSource, ProbeAction, ValidProbe, ValidatedVm};
 
 /// User and group of the shim: the usual "nonroot" of distroless images, which no node's own user has.
 const USER_ID: i64 = 65532;
@@ -247,8 +247,15 @@ fn volumes(vm: &ValidatedVm) -> Vec<Volume> {
             empty_dir: Some(EmptyDirVolumeSource::default()),
             ..Volume::default()
         },
-        image_volume(BOOT_VOLUME.to_owned(), &vm.boot.image, vm.boot.pull_policy.as_str()),
     ];
+    match &vm.boot {
+        BootSource::Kernel(kernel) => volumes.push(image_volume(
+            BOOT_VOLUME.to_owned(),
+            &kernel.image,
+            kernel.pull_policy.as_str(),
+        )),
+        BootSource::Disk(_) => {}
+    }
     for (index, disk) in vm.disks.iter().enumerate() {
         match &disk.source {
             DiskSource::Image { image, pull_policy, .. } => {
@@ -317,8 +324,11 @@ fn volume_mounts(vm: &ValidatedVm) -> Vec<VolumeMount> {
     let mut mounts = vec![
         mount(CONFIG_VOLUME, paths::CONFIG_DIR.to_owned(), true),
         mount(SCRATCH_VOLUME, paths::SCRATCH_DIR.to_owned(), false),
-        mount(BOOT_VOLUME, paths::BOOT_DIR.to_owned(), true),
     ];
+    match vm.boot {
+        BootSource::Kernel(_) => mounts.push(mount(BOOT_VOLUME, paths::BOOT_DIR.to_owned(), true)),
+        BootSource::Disk(_) => {}
+    }
     for (index, disk) in vm.disks.iter().enumerate() {
         match disk.source {
             DiskSource::Image { .. } => {

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use node_shim_protocol::{
     config::{
-        Binding, Boot, CloudInit, Cpu, Disk, DiskSource, Interface, KernelBoot, Memory, RateLimit, Shutdown, Text,
-        VERSION, VmConfig,
+        Binding, Boot, CloudInit, Cpu, Disk, DiskBoot, DiskFormat, DiskSource, Interface, KernelBoot, Memory,
+        RateLimit, Shutdown, Text, VERSION, VmConfig,
     },
     paths,
 };
 
 use super::identity;
-use crate::virtual_machine::validate::{self, Data, ValidDisk, ValidatedVm};
+use crate::virtual_machine::validate::{self, BootSource, Data, ValidDisk, ValidatedVm};
 
 /// File name of user data in the cloud-init volume.
 pub(crate) const USER_DATA_FILE: &str = "user-data";
@@ -28,15 +28,17 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
         memory: Memory {
             size_bytes: vm.memory_bytes,
         },
-        boot: Boot::Kernel(KernelBoot {
-            kernel: inside(Path::new(paths::BOOT_DIR), &vm.boot.kernel_path),
-            initrd: vm
-                .boot
-                .initrd_path
-                .as_deref()
-                .map(|path| inside(Path::new(paths::BOOT_DIR), path)),
-            command_line: vm.boot.command_line.clone(),
-        }),
+        boot: match &vm.boot {
+            BootSource::Kernel(boot) => Boot::Kernel(KernelBoot {
+                kernel: inside(Path::new(paths::BOOT_DIR), &boot.kernel_path),
+                initrd: boot
+                    .initrd_path
+                    .as_deref()
+                    .map(|path| inside(Path::new(paths::BOOT_DIR), path)),
+                command_line: boot.command_line.clone(),
+            }),
+            BootSource::Disk(name) => Boot::Disk(DiskBoot { name: name.clone() }),
+        },
         disks: vm.disks.iter().map(disk).collect(),
         interfaces: vm.interfaces.iter().map(|name| interface(vm, name)).collect(),
         cloud_init: vm.cloud_init.as_ref().map(|cloud_init| CloudInit {
@@ -67,9 +69,9 @@ fn inside(mount: &Path, path: &str) -> PathBuf {
 
 fn disk(disk: &ValidDisk) -> Disk {
     let source = match &disk.source {
-        validate::DiskSource::Image { path, .. } => DiskSource::Image {
+        validate::DiskSource::Image { path, format, .. } => DiskSource::Image {
             path: inside(&disk_mount(&disk.name), path),
-            format: None,
+            format: format.map(disk_format),
             backing: Vec::new(),
         },
         validate::DiskSource::Empty { size_bytes } => DiskSource::Empty {
@@ -82,6 +84,15 @@ fn disk(disk: &ValidDisk) -> Disk {
         read_only: disk.read_only,
         rate_limit: RateLimit::default(),
         source,
+    }
+}
+
+const fn disk_format(format: crds::disk::DiskFormat) -> DiskFormat {
+    match format {
+        crds::disk::DiskFormat::Raw => DiskFormat::Raw,
+        crds::disk::DiskFormat::Qcow2 => DiskFormat::Qcow2,
+        crds::disk::DiskFormat::Vhd => DiskFormat::Vhd,
+        crds::disk::DiskFormat::Vmdk => DiskFormat::Vmdk,
     }
 }
 

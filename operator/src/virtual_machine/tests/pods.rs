@@ -1,12 +1,13 @@
 //! Golden pods and `VmConfig`s.
 
 use insta::{assert_snapshot, assert_yaml_snapshot};
+use node_shim_protocol::config::{Boot, DiskBoot};
 use node_shim_protocol::{VmConfig, paths};
 use serde_json::json;
 
 use super::fixtures::{SHIM_IMAGE, minimal, parse, valid, with_spec};
 use crate::virtual_machine::{
-    desired::pod::pod,
+    desired::{pod::pod, vm_config::vm_config},
     validate::{Invalid, validate},
 };
 
@@ -101,12 +102,31 @@ fn a_configuration_that_no_pod_can_carry_is_refused() {
 }
 
 #[test]
+fn a_vm_boots_from_its_first_disk_or_the_one_that_it_names() {
+    let disks = json!([{ "name": "a", "image": { "image": "a", "format": "qcow2" } }, { "name": "b", "image": { "image": "b" } }]);
+    for (boot, expected) in [(json!(null), "a"), (json!({ "disk": "b" }), "b")] {
+        let vm = valid(&with_spec(&json!({ "boot": boot, "disks": disks })));
+        let config = vm_config(&vm);
+        let disk = DiskBoot {
+            name: expected.to_owned(),
+        };
+        assert_eq!(config.boot, Boot::Disk(disk));
+        let pod = pod(&vm, SHIM_IMAGE).unwrap();
+        let volumes = pod.spec.and_then(|spec| spec.volumes).unwrap_or_default();
+        assert!(volumes.iter().all(|volume| volume.name != "boot"));
+    }
+}
+
+#[test]
 fn invalid_specs_say_what_to_write() {
     let messages: Vec<String> = [
         json!({ "cpu": { "cores": 0 } }),
         json!({ "memory": { "size": "16Mi" } }),
         json!({ "memory": { "size": "lots" } }),
         json!({ "boot": {} }),
+        json!({ "boot": { "disk": "b", "kernel": { "image": "a", "kernelPath": "/k" } } }),
+        json!({ "boot": { "disk": "none" }, "disks": [{ "name": "a", "emptyDisk": { "size": "1Mi" } }] }),
+        json!({ "boot": null }),
         json!({ "boot": { "kernel": { "image": "a", "kernelPath": "/../etc/passwd" } } }),
         json!({ "boot": { "kernel": { "image": "a", "kernelPath": "/k", "commandLine": "a".repeat(2048) } } }),
         json!({ "disks": [{ "name": "a" }] }),

@@ -33,6 +33,7 @@ fn status(state: GuestState) -> GuestStatus {
         vcpus: 2,
         memory_bytes: GIB,
         resets: 0,
+        kernel: None,
     }
 }
 
@@ -221,6 +222,14 @@ fn numbers_that_the_api_has_no_room_for_are_refused() {
     }));
     assert!(!is_plausible(&GuestStatus {
         resets: u64::MAX,
+        ..good.clone()
+    }));
+    assert!(!is_plausible(&GuestStatus {
+        kernel: Some("x".repeat(KERNEL_MAX_BYTES + 1)),
+        ..good.clone()
+    }));
+    assert!(!is_plausible(&GuestStatus {
+        kernel: Some("two\nlines".to_owned()),
         ..good
     }));
 }
