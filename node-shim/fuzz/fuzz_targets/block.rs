@@ -104,7 +104,12 @@ fuzz_target!(|input: (Disk, u64, Vec<Action>)| {
     match disk {
         Disk::ReadOnly => {
             let storage = MemoryStorage::new(vec![1; 16 * 512]);
-            drive(&mut Block::in_memory("blk", "serial", storage), features, &actions, || {});
+            drive(
+                &mut Block::in_memory("blk", "serial", storage),
+                features,
+                &actions,
+                || {},
+            );
         }
         Disk::Writable => {
             let mut device = Block::on_caller("blk", "serial", Arc::new(Strict::new()));
@@ -116,7 +121,12 @@ fuzz_target!(|input: (Disk, u64, Vec<Action>)| {
         }
         Disk::Uring { queues } => {
             if Engine::best() == Engine::Uring {
-                drive(&mut start(Engine::Uring, queues, false, file()), features, &actions, || {});
+                drive(
+                    &mut start(Engine::Uring, queues, false, file()),
+                    features,
+                    &actions,
+                    || {},
+                );
             }
         }
     }

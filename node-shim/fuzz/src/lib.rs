@@ -215,7 +215,11 @@ pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], m
         }
     }
     device.reset();
-    assert_eq!(Arc::strong_count(&memory), 1, "a device that was reset has let go of guest memory");
+    assert_eq!(
+        Arc::strong_count(&memory),
+        1,
+        "a device that was reset has let go of guest memory"
+    );
 }
 
 /// Most reads of one image.
@@ -242,7 +246,11 @@ pub fn read_image(bytes: &[u8], format: Format) {
             if length > 0 && storage.extents(offset, left, Access::Read, &mut extents) {
                 assert!(fits, "what extents say can be read");
                 assert_eq!(extents.iter().map(|extent| extent.length).sum::<u64>(), left);
-                assert!(extents.iter().all(|extent| extent.offset + extent.length <= bytes.len() as u64));
+                assert!(
+                    extents
+                        .iter()
+                        .all(|extent| extent.offset + extent.length <= bytes.len() as u64)
+                );
             }
         }
     }

@@ -115,6 +115,8 @@ enum Place {
 /// What is saved of a disk beside its contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockState {
+    /// Serial number: that it is the same disk in this place.
+    pub serial: [u8; SERIAL_BYTES],
     /// Size in bytes.
     pub capacity: u64,
     /// The guest was told that it cannot write.
@@ -367,6 +369,7 @@ impl VirtioDevice for Block {
         SavedDevice {
             queues,
             device: DeviceState::Block(BlockState {
+                serial: self.executor.serial,
                 capacity: limits.capacity,
                 read_only: limits.read_only,
                 write_back: self.executor.writes_back(),
@@ -378,6 +381,10 @@ impl VirtioDevice for Block {
         let DeviceState::Block(saved) = state else {
             return Err(RestoreError::kind(&self.name, state));
         };
+        if saved.serial != self.executor.serial {
+            let (then, here) = (saved.serial.escape_ascii(), self.executor.serial.escape_ascii());
+            return Err(RestoreError::differs(&self.name, "serial number", &then, &here));
+        }
         let limits = self.executor.limits();
         if saved.capacity != limits.capacity {
             return Err(RestoreError::differs(

@@ -10,6 +10,7 @@ use std::time::Duration;
 use node_shim_protocol::VmConfig;
 use node_shim_protocol::config::{self as protocol, Binding, CloudInit, DiskFormat, DiskSource, GuestNetwork};
 
+use node_shim_virtio::block::storage::DISK_MAX_BYTES;
 use node_shim_virtio::net::MacAddress;
 use node_shim_virtio::rate_limit::{self, Limits};
 
@@ -31,8 +32,6 @@ const BACKING_MAX: usize = 8;
 const SERIAL_MAX_BYTES: usize = 20;
 /// Most interfaces: one descriptor each in the agent's answer.
 const INTERFACES_MAX: usize = node_shim_protocol::agent::MAX_DESCRIPTORS - 1;
-/// Largest empty disk in bytes.
-const DISK_MAX_BYTES: u64 = 64 << 40;
 /// Longest grace period: a week.
 const GRACE_MAX_SECONDS: u64 = 7 * 24 * 3600;
 /// Longest name (a DNS label, RFC 1123), so that it can be a file name.

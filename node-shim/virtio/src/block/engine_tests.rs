@@ -507,8 +507,11 @@ fn a_saved_disk_goes_on_as_another() {
 fn another_disk_is_not_restored() {
     let (mut driver, _directory) = Driver::on_file(Engine::Pool, Limits::default());
     driver.device.reset();
+    let mut serial = [0; 20];
+    serial[..6].copy_from_slice(b"serial");
     let state = |capacity, read_only| {
         DeviceState::Block(BlockState {
+            serial,
             capacity,
             read_only,
             write_back: true,
@@ -517,6 +520,10 @@ fn another_disk_is_not_restored() {
     for (state, expected) in [
         (state(DISK_BYTES / 2, false), "its size in bytes was 524288"),
         (state(DISK_BYTES, true), "its being read-only was true"),
+        (
+            DeviceState::Block(BlockState::default()),
+            "its serial number was \\x00\\x00",
+        ),
         (DeviceState::Rng(crate::rng::RngState {}), "is of a entropy device"),
     ] {
         let error = driver.device.restore(&state).unwrap_err().to_string();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::storage::{Access, Extent, SECTOR_BYTES, Storage, StorageError};
+use super::storage::{Access, DISK_MAX_BYTES, Extent, SECTOR_BYTES, Storage, StorageError};
 use crate::buffers::Buffers;
 
 /// A raw disk whose bytes are a file's bytes.
@@ -232,6 +232,12 @@ pub(super) fn file_length(file: &File, path: &Path) -> Result<u64, StorageError>
 pub(super) fn check_length(length: u64, path: &Path) -> Result<(), StorageError> {
     if length == 0 {
         return Err(StorageError::Empty { path: path.to_owned() });
+    }
+    if length > DISK_MAX_BYTES {
+        return Err(StorageError::TooLarge {
+            path: path.to_owned(),
+            length,
+        });
     }
     if length.is_multiple_of(SECTOR_BYTES) {
         Ok(())

@@ -9,6 +9,9 @@ use crate::buffers::Buffers;
 /// Bytes of a virtio-blk sector, whatever the block size (virtio 1.2, 5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
 
+/// Largest disk, 64 TiB: an overlay's map of it is what a process can still address without thinking about it.
+pub const DISK_MAX_BYTES: u64 = 64 << 40;
+
 /// Contents of a disk. The caller has checked every range against [`Storage::len`]. Several threads use it at once; where two requests
 /// overlap, the driver cannot know which came first, but what only one of them touches must be that one's.
 ///
@@ -113,6 +116,16 @@ pub enum StorageError {
         "corrupt disk {path}: {length} bytes are not a whole number of 512-byte sectors; use a raw disk image that was not cut off"
     )]
     PartialSector {
+        /// The image.
+        path: PathBuf,
+        /// Its size in bytes.
+        length: u64,
+    },
+    /// Nobody has such a disk.
+    #[error(
+        "corrupt disk {path}: it says that it has {length} bytes, and a disk may have {DISK_MAX_BYTES}; use a smaller disk image"
+    )]
+    TooLarge {
         /// The image.
         path: PathBuf,
         /// Its size in bytes.

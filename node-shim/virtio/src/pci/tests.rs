@@ -613,7 +613,7 @@ fn a_state_that_is_not_this_functions_is_refused() {
         ("/msix/entries", serde_json::json!([]), "another number of vectors"),
         (
             "/device/device",
-            serde_json::json!({"Block": {"capacity": 512, "read_only": true, "write_back": true}}),
+            serde_json::json!({"Block": {"serial": vec![0; 20], "capacity": 512, "read_only": true, "write_back": true}}),
             "state in its place is of a block device",
         ),
     ] {

@@ -52,6 +52,7 @@ impl DiskError {
                 StorageError::Io { .. } | StorageError::InUse { .. } => ExitReason::HostUnavailable,
                 StorageError::PartialSector { .. }
                 | StorageError::Empty { .. }
+                | StorageError::TooLarge { .. }
                 | StorageError::Format { .. }
                 | StorageError::Unsupported { .. }
                 | StorageError::Size { .. }

@@ -172,10 +172,17 @@ fn what_cannot_be_read_is_refused_with_a_reason() {
     let v3 = SAME_DISK[2].0;
     let (dynamic, sparse, stream) = (SAME_DISK[8].0, SAME_DISK[9].0, SAME_DISK[10].0);
     let cut = |fixture: Fixture, bytes: usize| unpack(fixture)[..bytes].to_vec();
+    // 65 TiB, with clusters of 2 MiB and a table for all of them.
+    let mut huge = vec![0; 4 << 20];
+    huge[..104].copy_from_slice(&unpack(v3)[..104]);
+    huge[20..24].copy_from_slice(&21_u32.to_be_bytes());
+    huge[24..32].copy_from_slice(&(65_u64 << 40).to_be_bytes());
+    huge[36..40].copy_from_slice(&130_u32.to_be_bytes());
+    huge[40..48].copy_from_slice(&(2_u64 << 20).to_be_bytes());
     let mut odd_packing = patched(v3, 72, &[0, 0, 0, 0, 0, 0, 0, 8]);
     odd_packing[104] = 9;
     let dynamic_end = unpack(dynamic).len() - 512;
-    let cases: [(&str, Vec<u8>, Option<Format>, &str); 19] = [
+    let cases: [(&str, Vec<u8>, Option<Format>, &str); 20] = [
         (
             "subclusters",
             unpack(fixture!("subclusters.qcow2")),
@@ -199,6 +206,7 @@ fn what_cannot_be_read_is_refused_with_a_reason() {
         ("raw as VHD", unpack(DISK), Some(Format::Vhd), "has no footer"),
         ("raw as VMDK", unpack(DISK), Some(Format::Vmdk), "is not one"),
         ("no header", b"QFI\xfb".to_vec(), None, "is cut off"),
+        ("huge", huge, None, "use a smaller disk image"),
         ("size 0", patched(v3, 24, &[0; 8]), None, "it is empty"),
         (
             "half a sector",

@@ -433,7 +433,7 @@ fn half_thrown_away_is_thrown_away() {
 
 #[test]
 fn writers_of_the_same_blocks_do_not_hide_each_others_sectors() {
-    for round in 0..40_u8 {
+    for round in 0..12_u8 {
         let disk = Disk::new(&image());
         let overlay = disk.storage();
         // Every thread writes the sectors of its residue class, so that all of them make all blocks appear.
