@@ -129,7 +129,10 @@ pub fn boot(disk: impl Disk + 'static) {
         Ok(image) => {
             let entry = image.entry();
             assert!(entry.kernel_bytes <= limits().kernel_bytes && entry.initrd_bytes <= limits().initrd_bytes);
-            for reader in [&mut image.kernel().map(boxed), &mut image.initrd().map(boxed)].into_iter().flatten() {
+            for reader in [&mut image.kernel().map(boxed), &mut image.initrd().map(boxed)]
+                .into_iter()
+                .flatten()
+            {
                 let _ = io::copy(reader, &mut io::sink());
             }
         }
