@@ -182,7 +182,7 @@ mod tests {
     fn window(bytes: usize, total: u64, per_call: u64) -> Window {
         Window::whole(
             Rc::new(vec![7_u8; bytes]),
-            Meter::new(total, per_call, Duration::from_secs(600)),
+            Meter::new(total, per_call, Duration::from_mins(10)),
         )
     }
 

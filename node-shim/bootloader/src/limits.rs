@@ -48,7 +48,7 @@ impl Default for Limits {
         Self {
             search_bytes: 1 << 30,
             call_bytes: 64 << 20,
-            time: Duration::from_secs(120),
+            time: Duration::from_mins(2),
             partitions: 32,
             directory_entries: 4096,
             configuration_bytes: 1 << 20,

@@ -55,9 +55,35 @@ impl Image {
             let start = usize::from(change.offset) % BLOCK_BYTES;
             let bytes = change.bytes.len().min(BLOCK_BYTES - start);
             image.blocks[index].1[start..start + bytes].copy_from_slice(&change.bytes[..bytes]);
+            image.seal(index);
         }
         image
     }
+
+    /// Gives a block of btrfs, whose nodes have the size of a block here, the checksum that it needs to be looked at. The others have
+    /// none, or a reader that passes over them in fuzzing.
+    fn seal(&mut self, index: usize) {
+        const IDENTITY: std::ops::Range<usize> = 32..48;
+        let is_superblock = |block: &[u8; BLOCK_BYTES]| &block[64..72] == b"_BHRfS_M";
+        let superblock = self.blocks.iter().find(|(_, block)| is_superblock(block));
+        let Some(identity) = superblock.map(|(_, block)| block[IDENTITY].to_vec()) else {
+            return;
+        };
+        let block = &mut self.blocks[index].1;
+        if block[IDENTITY] == identity {
+            let sum = crc32c(&block[32..]);
+            block[..4].copy_from_slice(&sum.to_le_bytes());
+        }
+    }
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    const REVERSED_POLYNOMIAL: u32 = 0x82f6_3b78;
+    !bytes.iter().fold(!0, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            (sum >> 1) ^ (if sum & 1 == 1 { REVERSED_POLYNOMIAL } else { 0 })
+        })
+    })
 }
 
 impl Disk for Image {
@@ -103,7 +129,10 @@ pub fn boot(disk: impl Disk + 'static) {
         Ok(image) => {
             let entry = image.entry();
             assert!(entry.kernel_bytes <= limits().kernel_bytes && entry.initrd_bytes <= limits().initrd_bytes);
-            for reader in [&mut image.kernel().map(boxed), &mut image.initrd().map(boxed)].into_iter().flatten() {
+            for reader in [&mut image.kernel().map(boxed), &mut image.initrd().map(boxed)]
+                .into_iter()
+                .flatten()
+            {
                 let _ = io::copy(reader, &mut io::sink());
             }
         }

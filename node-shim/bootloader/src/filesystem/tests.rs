@@ -5,7 +5,7 @@ use super::*;
 use crate::disk::Meter;
 
 fn window(bytes: Vec<u8>) -> Window {
-    Window::whole(Rc::new(bytes), Meter::new(1 << 30, 1 << 30, Duration::from_secs(600)))
+    Window::whole(Rc::new(bytes), Meter::new(1 << 30, 1 << 30, Duration::from_mins(10)))
 }
 
 #[test]

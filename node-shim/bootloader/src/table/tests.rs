@@ -7,7 +7,7 @@ use crate::disk::Meter;
 const SECTOR: usize = 512;
 
 fn table(disk: Vec<u8>) -> Result<Table, TableError> {
-    let meter = Meter::new(1 << 30, 1 << 30, Duration::from_secs(600));
+    let meter = Meter::new(1 << 30, 1 << 30, Duration::from_mins(10));
     read(&Window::whole(Rc::new(disk), meter), 16)
 }
 
