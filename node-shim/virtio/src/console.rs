@@ -209,6 +209,7 @@ impl Console {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Direction {
     ToGuest,
     FromGuest,
