@@ -375,9 +375,8 @@ impl VirtioDevice for Block {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        let saved = match state {
-            DeviceState::Block(saved) => saved,
-            DeviceState::Net(_) | DeviceState::Rng(_) => return Err(RestoreError::kind(&self.name, state)),
+        let DeviceState::Block(saved) = state else {
+            return Err(RestoreError::kind(&self.name, state));
         };
         let limits = self.executor.limits();
         if saved.capacity != limits.capacity {

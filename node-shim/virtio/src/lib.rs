@@ -10,11 +10,14 @@
 //!                             device::VirtioDevice::handle <-------------+
 //! ```
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod chain;
 pub mod device;
+pub mod discard;
 pub mod heads;
+pub mod mem;
 pub mod net;
 pub mod pci;
 pub mod rate_limit;

@@ -202,10 +202,10 @@ impl VirtioDevice for Net {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        match state {
-            DeviceState::Net(NetState {}) => Ok(()),
-            DeviceState::Block(_) | DeviceState::Rng(_) => Err(RestoreError::kind(&self.name, state)),
-        }
+        let DeviceState::Net(NetState {}) = state else {
+            return Err(RestoreError::kind(&self.name, state));
+        };
+        Ok(())
     }
 }
 

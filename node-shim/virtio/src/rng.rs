@@ -84,10 +84,10 @@ impl VirtioDevice for Rng {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
-        match state {
-            DeviceState::Rng(RngState {}) => Ok(()),
-            DeviceState::Block(_) | DeviceState::Net(_) => Err(RestoreError::kind(self.name(), state)),
-        }
+        let DeviceState::Rng(RngState {}) = state else {
+            return Err(RestoreError::kind(self.name(), state));
+        };
+        Ok(())
     }
 }
 

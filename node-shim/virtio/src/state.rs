@@ -13,8 +13,10 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
+use crate::balloon::BalloonState;
 use crate::block::BlockState;
 use crate::device::DeviceError;
+use crate::mem::MemState;
 use crate::net::NetState;
 use crate::rng::RngState;
 
@@ -45,6 +47,10 @@ pub enum DeviceState {
     Net(NetState),
     /// virtio-rng.
     Rng(RngState),
+    /// virtio-balloon.
+    Balloon(BalloonState),
+    /// virtio-mem.
+    Mem(MemState),
 }
 
 impl DeviceState {
@@ -54,6 +60,8 @@ impl DeviceState {
             Self::Block(_) => "block",
             Self::Net(_) => "network",
             Self::Rng(_) => "entropy",
+            Self::Balloon(_) => "balloon",
+            Self::Mem(_) => "memory",
         }
     }
 }
