@@ -26,6 +26,7 @@ pub mod rng;
 pub mod seed;
 pub mod state;
 pub mod transport;
+pub mod vsock;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

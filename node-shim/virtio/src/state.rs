@@ -19,6 +19,7 @@ use crate::device::DeviceError;
 use crate::mem::MemState;
 use crate::net::NetState;
 use crate::rng::RngState;
+use crate::vsock::VsockState;
 
 /// Where a live queue stands. Its addresses and size are in the transport's registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,8 @@ pub enum DeviceState {
     Balloon(BalloonState),
     /// virtio-mem.
     Mem(MemState),
+    /// virtio-vsock.
+    Vsock(VsockState),
 }
 
 impl DeviceState {
@@ -62,6 +65,7 @@ impl DeviceState {
             Self::Rng(_) => "entropy",
             Self::Balloon(_) => "balloon",
             Self::Mem(_) => "memory",
+            Self::Vsock(_) => "socket",
         }
     }
 }

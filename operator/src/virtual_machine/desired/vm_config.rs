@@ -24,9 +24,13 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
         version: VERSION,
         name: vm.name.clone(),
         uuid: identity::uuid(&vm.uid).to_string(),
-        cpu: Cpu { cores: vm.cores },
+        cpu: Cpu {
+            cores: vm.cores,
+            max_cores: None,
+        },
         memory: Memory {
             size_bytes: vm.memory_bytes,
+            max_size_bytes: None,
         },
         boot: Boot::Kernel(KernelBoot {
             kernel: inside(Path::new(paths::BOOT_DIR), &vm.boot.kernel_path),
@@ -48,6 +52,7 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
                 .as_ref()
                 .map(|data| text(data, NETWORK_DATA_FILE)),
         }),
+        vsock: None,
         shutdown: Shutdown {
             grace_period_seconds: vm.grace_period_seconds,
         },
