@@ -176,7 +176,7 @@ pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], m
                 queues[pick(queue)].jump_to(&memory, *index);
                 Ok(())
             }
-            Action::Kick(queue) => device.handle(Event::Queue(u16::from(*queue % 4))),
+            Action::Kick(queue) => device.handle(Event::Queue(u16::from(*queue % 6))),
             Action::Host => {
                 host();
                 device.handle(Event::Host(0))
