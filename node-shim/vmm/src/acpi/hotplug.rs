@@ -97,7 +97,7 @@ pub(super) fn processors(max: u8) -> Vec<u8> {
             &Name::new("_HID".into(), &EISAName::new("PNP0A06")),
             &Name::new("_UID".into(), &"CPU registers"),
             &Raw(ports(layout::CPUS, node_shim_chips::cpus::BYTES)),
-            &Mutex::new("LOCK".into(), 0),
+            &Mutex::new("CPLK".into(), 0),
             &OpRegion::new(
                 "REGS".into(),
                 OpRegionSpace::SystemIO,
@@ -141,18 +141,18 @@ fn register(name: &str) -> Path {
 
 /// The body of a method between taking and releasing the registers.
 fn locked(body: Vec<&dyn Aml>) -> Raw {
-    let mut code = bytes(&Acquire::new(register("LOCK"), FOR_EVER));
+    let mut code = bytes(&Acquire::new(register("CPLK"), FOR_EVER));
     for part in body {
         part.to_aml_bytes(&mut code);
     }
-    code.extend(bytes(&Release::new(register("LOCK"))));
+    code.extend(bytes(&Release::new(register("CPLK"))));
     Raw(code)
 }
 
 fn container_methods(max: u8) -> Vec<u8> {
     let select = |what: &dyn Aml| Raw(bytes(&Store::new(&register("CSEL"), what)));
     let present: u8 = 0xf;
-    let state = Method::new(
+    let state = bytes(&Method::new(
         "CSTA".into(),
         1,
         true,
@@ -167,8 +167,8 @@ fn container_methods(max: u8) -> Vec<u8> {
             ]),
             &Return::new(&Local(0)),
         ],
-    );
-    let notify = Method::new(
+    ));
+    let notify = bytes(&Method::new(
         "CTFY".into(),
         2,
         true,
@@ -178,14 +178,14 @@ fn container_methods(max: u8) -> Vec<u8> {
                 vec![&Notify::new(&Path::new(&name(id)), &Arg(1))],
             ))
         })],
-    );
-    let eject = Method::new(
+    ));
+    let eject = bytes(&Method::new(
         "CEJ0".into(),
         1,
         true,
         vec![&locked(vec![&select(&Arg(0)), &Store::new(&register("CEJT"), &ONE)])],
-    );
-    let outcome = Method::new(
+    ));
+    let outcome = bytes(&Method::new(
         "COUT".into(),
         3,
         true,
@@ -194,7 +194,7 @@ fn container_methods(max: u8) -> Vec<u8> {
             &Store::new(&register("COEV"), &Arg(1)),
             &Store::new(&register("COST"), &Arg(2)),
         ])],
-    );
+    ));
     // What happened is acknowledged after the guest was told.
     let told = |flag: &str, event: u8| {
         Raw(bytes(&If::new(
@@ -205,7 +205,7 @@ fn container_methods(max: u8) -> Vec<u8> {
             ],
         )))
     };
-    let scan = Method::new(
+    let scan = bytes(&Method::new(
         "CSCN".into(),
         0,
         true,
@@ -221,11 +221,8 @@ fn container_methods(max: u8) -> Vec<u8> {
                 ],
             ),
         ])],
-    );
-    [state, notify, eject, outcome, scan]
-        .iter()
-        .flat_map(|method| bytes(method))
-        .collect()
+    ));
+    [state, notify, eject, outcome, scan].concat()
 }
 
 fn name(id: u8) -> String {
@@ -235,9 +232,14 @@ fn name(id: u8) -> String {
 fn processor(id: u8) -> Vec<u8> {
     // Processor local APIC structure (5.2.12.2): enabled, whatever the MADT said at the start.
     let apic = BufferData::new(vec![0, 8, id, id, 1, 0, 0, 0]);
-    let eject = Method::new("_EJ0".into(), 1, true, vec![&MethodCall::new("CEJ0".into(), vec![&id])]);
+    let eject = bytes(&Method::new(
+        "_EJ0".into(),
+        1,
+        true,
+        vec![&MethodCall::new("CEJ0".into(), vec![&id])],
+    ));
     // The boot processor stays.
-    let eject = if id == 0 { Vec::new() } else { bytes(&eject) };
+    let eject = if id == 0 { Vec::new() } else { eject };
     bytes(&Device::new(
         name(id).as_str().into(),
         vec![
