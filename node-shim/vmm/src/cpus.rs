@@ -155,6 +155,7 @@ impl CpuController {
     ///
     /// # Errors
     /// When there cannot be so many, or a vCPU cannot be had; then those before it were plugged.
+    #[expect(dead_code, reason = "for the control socket: resize")]
     pub(crate) fn set(&self, wanted: u8) -> Result<(), CpuError> {
         if wanted == 0 || wanted > self.max {
             return Err(CpuError::Range { wanted, max: self.max });

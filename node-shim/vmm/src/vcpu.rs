@@ -94,7 +94,7 @@ impl Parking {
             let guard = lock(&self.lock);
             let parked = |_: &mut ()| self.state.load(Ordering::Acquire) == PARKED && !stop.load(Ordering::Acquire);
             // A panic elsewhere would have ended the process.
-            let _ = self.changed.wait_while(guard, parked);
+            drop(self.changed.wait_while(guard, parked));
         }
         let released = self
             .state
