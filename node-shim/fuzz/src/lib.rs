@@ -191,7 +191,7 @@ pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], m
                 kicks[pick(queue)].write(1).expect("an eventfd with room");
                 device.handle(Event::Host(0))
             }
-            Action::Kick(queue) => device.handle(Event::Queue(u16::from(*queue % 4))),
+            Action::Kick(queue) => device.handle(Event::Queue(u16::from(*queue % 6))),
             Action::Host => {
                 host();
                 device.handle(Event::Host(0))

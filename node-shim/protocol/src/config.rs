@@ -32,6 +32,9 @@ pub struct VmConfig {
     /// The NoCloud seed, shown to the guest as one more read-only disk with the label `CIDATA`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInit>,
+    /// Stream sockets between guest and host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Vsock>,
     /// How the VM is shut down.
     pub shutdown: Shutdown,
     /// Directory on writable storage for overlays and empty disks.
@@ -44,6 +47,9 @@ pub struct VmConfig {
 pub struct Cpu {
     /// Number of vCPUs that are online when the guest starts, at least 1.
     pub cores: u32,
+    /// Most vCPUs that can be plugged while the guest runs; [`Self::cores`] where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cores: Option<u32>,
 }
 
 /// Guest memory.
@@ -52,6 +58,20 @@ pub struct Cpu {
 pub struct Memory {
     /// Bytes of RAM that the guest starts with.
     pub size_bytes: u64,
+    /// Most bytes of RAM, with what can be plugged while the guest runs; [`Self::size_bytes`] where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_size_bytes: Option<u64>,
+}
+
+/// A virtio-vsock device, with Firecracker's protocol on the host's side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Vsock {
+    /// The socket that clients connect to, which the VMM makes. Connections of the guest to port n go to this path with `_n` appended.
+    pub socket: PathBuf,
+    /// The guest's context id, at least 3, which is also what it is where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_cid: Option<u32>,
 }
 
 /// What the guest starts from. Closed.

@@ -21,13 +21,17 @@ pub enum ExitReason {
     HostUnavailable,
     /// The guest did something that no VM survives: triple fault, unknown exit, KVM internal error.
     GuestCrashed,
+    /// The guest's kernel panicked, and said so by its pvpanic device.
+    GuestPanicked,
+    /// The guest did not reset its watchdog in time.
+    GuestHung,
     /// A defect of the VMM.
     Internal,
 }
 
 impl ExitReason {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::PoweredOff,
         Self::ForcedOff,
         Self::InvalidConfig,
@@ -36,6 +40,8 @@ impl ExitReason {
         Self::InvalidCloudInit,
         Self::HostUnavailable,
         Self::GuestCrashed,
+        Self::GuestPanicked,
+        Self::GuestHung,
         Self::Internal,
     ];
 
@@ -51,6 +57,8 @@ impl ExitReason {
             Self::InvalidCloudInit => 23,
             Self::HostUnavailable => 30,
             Self::GuestCrashed => 40,
+            Self::GuestPanicked => 41,
+            Self::GuestHung => 42,
         }
     }
 
@@ -58,7 +66,13 @@ impl ExitReason {
     pub const fn is_permanent(self) -> bool {
         match self {
             Self::InvalidConfig | Self::InvalidBootSource | Self::InvalidDisk | Self::InvalidCloudInit => true,
-            Self::PoweredOff | Self::ForcedOff | Self::HostUnavailable | Self::GuestCrashed | Self::Internal => false,
+            Self::PoweredOff
+            | Self::ForcedOff
+            | Self::HostUnavailable
+            | Self::GuestCrashed
+            | Self::GuestPanicked
+            | Self::GuestHung
+            | Self::Internal => false,
         }
     }
 }

@@ -33,6 +33,12 @@ pub enum DeviceType {
     Console = 3,
     /// Entropy device (5.4).
     Rng = 4,
+    /// Traditional memory balloon device (5.5).
+    Balloon = 5,
+    /// Socket device (5.10).
+    Vsock = 19,
+    /// Memory device (5.15).
+    Mem = 24,
 }
 
 /// A device that its driver has set `DRIVER_OK` on: what it may use until it is reset.
@@ -137,6 +143,8 @@ pub trait VirtioDevice: Send {
     fn handle(&mut self, event: Event) -> Result<(), DeviceError>;
     /// Back to the state before activation; in-flight requests are finished or dropped before this returns.
     fn reset(&mut self);
+    /// The machine was reset, after [`Self::reset`] where it was active: what outlives a reset by the driver goes too.
+    fn power_on(&mut self) {}
     /// Comes to rest: when this returns nothing is in flight, everything that is done is in the used rings and announced, and guest memory
     /// is not touched until [`Self::resume`]. The transport does not call [`Self::handle`] in between. A device that does everything
     /// inside of `handle` has nothing to do here.

@@ -10,12 +10,15 @@
 //!                             device::VirtioDevice::handle <-------------+
 //! ```
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod chain;
 pub mod console;
 pub mod device;
+pub mod discard;
 pub mod heads;
+pub mod mem;
 pub mod net;
 pub mod pci;
 pub mod rate_limit;
@@ -24,6 +27,7 @@ pub mod rng;
 pub mod seed;
 pub mod state;
 pub mod transport;
+pub mod vsock;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

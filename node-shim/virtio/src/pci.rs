@@ -257,6 +257,7 @@ impl VirtioPci {
     pub fn power_on_reset(&self) {
         let mut slot = self.device();
         self.reset_device(&mut slot);
+        slot.device.power_on();
         self.msix.reset();
         let mut function = self.function();
         function.space = function.power_on.clone();
@@ -528,9 +529,9 @@ const fn class_of(device_type: DeviceType) -> ClassCode {
         // Mass storage, SCSI: what other virtio implementations say too.
         DeviceType::Block => ClassCode { base: 0x01, sub: 0x00 },
         // Simple communication controller, other.
-        DeviceType::Console => ClassCode { base: 0x07, sub: 0x80 },
+        DeviceType::Console | DeviceType::Vsock => ClassCode { base: 0x07, sub: 0x80 },
         // Fits no class.
-        DeviceType::Rng => ClassCode { base: 0xff, sub: 0x00 },
+        DeviceType::Rng | DeviceType::Balloon | DeviceType::Mem => ClassCode { base: 0xff, sub: 0x00 },
     }
 }
 

@@ -13,11 +13,14 @@ use std::fmt::Display;
 
 use serde::{Deserialize, Serialize};
 
+use crate::balloon::BalloonState;
 use crate::block::BlockState;
 use crate::console::ConsoleState;
 use crate::device::DeviceError;
+use crate::mem::MemState;
 use crate::net::NetState;
 use crate::rng::RngState;
+use crate::vsock::VsockState;
 
 /// Where a live queue stands. Its addresses and size are in the transport's registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +51,12 @@ pub enum DeviceState {
     Rng(RngState),
     /// virtio-console.
     Console(ConsoleState),
+    /// virtio-balloon.
+    Balloon(BalloonState),
+    /// virtio-mem.
+    Mem(MemState),
+    /// virtio-vsock.
+    Vsock(VsockState),
 }
 
 impl DeviceState {
@@ -58,6 +67,9 @@ impl DeviceState {
             Self::Net(_) => "network",
             Self::Rng(_) => "entropy",
             Self::Console(_) => "console",
+            Self::Balloon(_) => "balloon",
+            Self::Mem(_) => "memory",
+            Self::Vsock(_) => "socket",
         }
     }
 }

@@ -16,14 +16,18 @@ use node_shim_virtio::device::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout;
+use crate::memory::{Range, ram_ranges};
+
+pub(crate) mod hotplug;
+mod tables;
 
 const OEM_ID: [u8; 6] = *b"TANDEM";
 const OEM_TABLE_ID: [u8; 8] = *b"NODESHIM";
 const OEM_REVISION: u32 = 1;
 /// Each table starts on such a boundary; the FACS must (ACPI 6.4, 5.2.10).
 const ALIGNMENT: u64 = 64;
-/// FADT IA-PC boot flags (5.2.9.3): no VGA, no CMOS clock; and no bit for a keyboard controller.
-const BOOT_FLAGS: u16 = (1 << 2) | (1 << 5);
+/// FADT IA-PC boot flags (5.2.9.3): no VGA; and no bit for a keyboard controller.
+const BOOT_FLAGS: u16 = 1 << 2;
 /// MADT flags (5.2.12): there are 8259 interrupt controllers too.
 const MADT_PCAT_COMPAT: u32 = 1;
 /// MADT interrupt flags (5.2.12.5): active high, level-triggered.
@@ -34,18 +38,36 @@ const MADT_ACTIVE_HIGH_LEVEL: u16 = 0b1101;
 #[error("failed to write the ACPI tables: {0}")]
 pub(crate) struct AcpiError(String);
 
+/// What the tables tell the guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Description {
+    /// Processors that are there at the start.
+    pub(crate) vcpus: u8,
+    /// Most processors.
+    pub(crate) vcpus_max: u8,
+    /// Bytes of RAM.
+    pub(crate) memory_bytes: u64,
+    /// Where memory may come later.
+    pub(crate) later_memory: Option<Range>,
+}
+
 /// The tables, one after the other, as they are from [`layout::ACPI_TABLES`] on; the RSDP is the first.
-pub(crate) fn tables(vcpus: u8) -> Vec<u8> {
+pub(crate) fn tables(machine: &Description) -> Vec<u8> {
     let mut area = Area::after_rsdp();
-    let dsdt = area.add(&bytes(&dsdt()));
+    let dsdt = area.add(&bytes(&dsdt(machine.vcpus_max)));
     let facs = area.add(&bytes(&FACS::new()));
     let fadt = area.add(&bytes(&fadt(dsdt, facs).finalize()));
-    let madt = area.add(madt(vcpus).as_slice());
+    let madt = area.add(madt(machine).as_slice());
     let mut mcfg_table = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     mcfg_table.add_ecam(layout::ECAM, 0, 0, 0);
     let mcfg = area.add(&bytes(&mcfg_table));
     let mut xsdt_table = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for table in [fadt, madt, mcfg] {
+    let wdat = area.add(tables::wdat().as_slice());
+    let srat = machine.later_memory.map(|later| {
+        let ram = ram_ranges(machine.memory_bytes);
+        area.add(tables::srat(machine.vcpus_max, &ram, later).as_slice())
+    });
+    for table in [fadt, madt, mcfg, wdat].into_iter().chain(srat) {
         xsdt_table.add_entry(table);
     }
     let xsdt = area.add(&bytes(&xsdt_table));
@@ -53,8 +75,8 @@ pub(crate) fn tables(vcpus: u8) -> Vec<u8> {
 }
 
 /// Writes the tables and returns the address of the RSDP.
-pub(crate) fn write(memory: &Memory, vcpus: u8) -> Result<u64, AcpiError> {
-    let tables = tables(vcpus);
+pub(crate) fn write(memory: &Memory, machine: &Description) -> Result<u64, AcpiError> {
+    let tables = tables(machine);
     if layout::ACPI_TABLES + tables.len() as u64 > layout::ACPI_TABLES_END {
         return Err(AcpiError(format!("{} bytes are too many", tables.len())));
     }
@@ -120,6 +142,7 @@ fn fadt(dsdt: u64, facs: u64) -> FADTBuilder {
     // Values that mean "not supported" (5.2.9).
     fadt.p_lvl2_lat = 0xffff.into();
     fadt.p_lvl3_lat = 0xffff.into();
+    fadt.century = node_shim_chips::rtc::CENTURY;
     fadt.iapc_boot_arch = BOOT_FLAGS.into();
     fadt.reset_reg = port(layout::RESET_PORT, 8, AccessSize::ByteAccess);
     fadt.reset_value = layout::RESET_VALUE;
@@ -128,13 +151,13 @@ fn fadt(dsdt: u64, facs: u64) -> FADTBuilder {
 
 /// The multiple APIC description table: local APICs, the IO APIC, and the SCI's polarity (5.2.12).
 #[allow(clippy::cast_possible_truncation, reason = "interrupt numbers below 16")]
-fn madt(vcpus: u8) -> Sdt {
+fn madt(machine: &Description) -> Sdt {
     let mut madt = Sdt::new(*b"APIC", 36, 5, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     madt.append_slice(&layout::LOCAL_APIC.to_le_bytes());
     madt.append_slice(&MADT_PCAT_COMPAT.to_le_bytes());
-    for id in 0..vcpus {
-        // Type 0, processor local APIC: processor UID, APIC id, enabled.
-        madt.append_slice(&[0, 8, id, id, 1, 0, 0, 0]);
+    for id in 0..machine.vcpus_max {
+        // Type 0, processor local APIC: processor UID, APIC id, flags.
+        madt.append_slice(&[0, 8, id, id, hotplug::madt_flags(id, machine.vcpus), 0, 0, 0]);
     }
     // Type 1, IO APIC: id, address, first interrupt.
     madt.append_slice(&[1, 12, 0, 0]);
@@ -149,8 +172,8 @@ fn madt(vcpus: u8) -> Sdt {
     madt
 }
 
-/// The differentiated system description table: PCI root bridge, reserved memory, serial port, S5.
-fn dsdt() -> Sdt {
+/// The differentiated system description table: PCI root bridge, reserved memory, small devices, processors, S5.
+fn dsdt(vcpus_max: u8) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut code = Vec::new();
     root_bridge(&mut code);
@@ -181,6 +204,9 @@ fn dsdt() -> Sdt {
         ],
     )
     .to_aml_bytes(&mut code);
+    legacy_devices(&mut code);
+    code.extend(hotplug::processors(vcpus_max));
+    code.extend(hotplug::event_device());
     let sleep_type: &dyn Aml = &layout::S5_SLEEP_TYPE;
     aml::Name::new(
         "_S5_".into(),
@@ -202,6 +228,38 @@ const PCI_WINDOW_32: (u32, u32) = (
     layout::PCI_WINDOW as u32,
     (layout::PCI_WINDOW + layout::PCI_WINDOW_SIZE - 1) as u32,
 );
+
+/// The clock, and the port that a guest panics on.
+fn legacy_devices(code: &mut Vec<u8>) {
+    let clock: &dyn Aml = &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0B00"));
+    aml::Device::new(
+        "_SB_.RTC0".into(),
+        vec![
+            clock,
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::IO::new(layout::RTC, layout::RTC, 1, 2),
+                    &aml::Interrupt::new(true, true, false, false, layout::RTC_IRQ),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+    let present: &dyn Aml = &0xf_u8;
+    aml::Device::new(
+        "_SB_.PEVT".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"QEMU0001"),
+            &aml::Name::new("_STA".into(), present),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(layout::PANIC_PORT, layout::PANIC_PORT, 1, 1)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
 
 /// The PCI Express root bridge of bus 0. Its devices use MSI-X only, so there is no `_PRT`.
 fn root_bridge(code: &mut Vec<u8>) {
@@ -232,6 +290,7 @@ fn root_bridge(code: &mut Vec<u8>) {
         ],
     )
     .to_aml_bytes(code);
+    aml::Scope::new("_SB_.PCI0".into(), vec![&hotplug::slots()]).to_aml_bytes(code);
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "8 ports")]
@@ -270,9 +329,21 @@ mod tests {
         found.find(|table| &table[..4] == signature.as_bytes()).unwrap()
     }
 
+    fn machine(vcpus: u8, vcpus_max: u8) -> Description {
+        Description {
+            vcpus,
+            vcpus_max,
+            memory_bytes: 4 << 30,
+            later_memory: Some(Range {
+                start: 8 << 30,
+                size: 1 << 30,
+            }),
+        }
+    }
+
     #[test]
     fn the_rsdp_leads_to_every_table_and_checksums_hold() {
-        let tables = tables(2);
+        let tables = tables(&machine(2, 2));
         assert_eq!(&tables[..8], b"RSD PTR ");
         assert_eq!(sum(&tables[..20]), 0);
         assert_eq!(sum(&tables[..36]), 0);
@@ -286,7 +357,7 @@ mod tests {
 
     #[test]
     fn the_fadt_says_where_button_sleep_and_reset_are() {
-        let tables = tables(1);
+        let tables = tables(&machine(1, 1));
         let fadt = by_signature(&tables, "FACP");
         assert_eq!(u32_at(fadt, 56), u32::from(layout::PM1A_EVENT));
         assert_eq!(u32_at(fadt, 64), u32::from(layout::PM1A_CONTROL));
@@ -297,18 +368,70 @@ mod tests {
 
     #[test]
     fn the_madt_has_every_vcpu() {
-        for vcpus in [1, 2, 128] {
-            let tables = tables(vcpus);
+        for (vcpus, max) in [(1, 1), (2, 3), (1, 128), (128, 128)] {
+            let tables = tables(&machine(vcpus, max));
             assert!(layout::ACPI_TABLES + (tables.len() as u64) < layout::ACPI_TABLES_END);
             let mut rest = &by_signature(&tables, "APIC")[44..];
-            let mut ids = Vec::new();
+            let (mut ids, mut enabled) = (Vec::new(), 0);
             while let [kind, length, ..] = *rest {
                 if kind == 0 {
                     ids.push(rest[3]);
+                    enabled += rest[4] & 1;
+                    assert_eq!(rest[4] & 3 == 2, rest[3] >= vcpus, "online capable");
                 }
                 rest = &rest[usize::from(length)..];
             }
-            assert_eq!(ids, (0..vcpus).collect::<Vec<_>>());
+            assert_eq!((ids, enabled), ((0..max).collect::<Vec<_>>(), vcpus));
         }
+    }
+
+    #[test]
+    fn the_wdat_names_registers_that_the_watchdog_has() {
+        use node_shim_chips::watchdog;
+        let tables = tables(&machine(1, 1));
+        let wdat = by_signature(&tables, "WDAT");
+        assert_eq!((u32_at(wdat, 36), u32_at(wdat, 48)), (32, 100));
+        assert_eq!(wdat[60] & 1, 1, "enabled");
+        let entries = wdat[68..].chunks_exact(24);
+        assert_eq!(entries.len(), u32_at(wdat, 64) as usize);
+        assert!(entries.remainder().is_empty());
+        let first = u64::from(layout::WATCHDOG);
+        for entry in entries {
+            let address = u64_at(entry, 8);
+            assert!(address >= first && address + 4 <= first + u64::from(watchdog::BYTES) && address % 4 == 0);
+        }
+    }
+
+    #[test]
+    fn the_srat_covers_all_memory_and_is_there_only_when_more_can_come() {
+        let with = tables(&machine(1, 2));
+        let srat = by_signature(&with, "SRAT");
+        let (mut rest, mut found) = (&srat[48..], Vec::new());
+        while let [kind, length, ..] = *rest {
+            if kind == 1 {
+                found.push((u64_at(rest, 8), u64_at(rest, 16), u32_at(rest, 28)));
+            }
+            rest = &rest[usize::from(length)..];
+        }
+        assert_eq!(found, [(0, 3 << 30, 1), (4 << 30, 1 << 30, 1), (8 << 30, 1 << 30, 3)]);
+        let without = tables(&Description {
+            later_memory: None,
+            ..machine(1, 2)
+        });
+        assert!(!without.windows(4).any(|word| word == b"SRAT"));
+    }
+
+    #[test]
+    fn only_processors_that_are_not_the_first_can_be_ejected() {
+        let dsdt = |max| {
+            let tables = tables(&machine(1, max));
+            let fadt = by_signature(&tables, "FACP");
+            table(&tables, u64_at(fadt, 140)).to_vec()
+        };
+        let count = |dsdt: &[u8], name: &[u8]| dsdt.windows(4).filter(|word| *word == name).count();
+        // Every slot but the bridge's, and every processor but the first.
+        assert_eq!(count(&dsdt(1), b"_EJ0"), 31);
+        assert_eq!(count(&dsdt(8), b"_EJ0"), 31 + 7);
+        assert_eq!(count(&dsdt(8), b"_MAT"), 8);
     }
 }

@@ -32,6 +32,12 @@ const BACKING_MAX: usize = 8;
 const SERIAL_MAX_BYTES: usize = 20;
 /// Most interfaces: one descriptor each in the agent's answer.
 const INTERFACES_MAX: usize = node_shim_protocol::agent::MAX_DESCRIPTORS - 1;
+/// Least context id of a guest: those before it are reserved, and the host's (virtio 1.2, 5.10.4).
+const GUEST_CID_MIN: u32 = 3;
+/// Longest path of the vsock socket: that of a Unix socket (108 with its NUL) less `_` and ten digits.
+const SOCKET_PATH_MAX_BYTES: usize = 96;
+/// Largest empty disk in bytes.
+const DISK_MAX_BYTES: u64 = 64 << 40;
 /// Longest grace period: a week.
 const GRACE_MAX_SECONDS: u64 = 7 * 24 * 3600;
 /// Longest name (a DNS label, RFC 1123), so that it can be a file name.
@@ -81,10 +87,16 @@ pub(crate) struct CheckedConfig {
     pub(crate) name: String,
     /// 1 to [`VCPUS_MAX`].
     pub(crate) vcpus: u8,
+    /// At least `vcpus`, and at most [`VCPUS_MAX`].
+    pub(crate) vcpus_max: u8,
     /// Whole pages.
     pub(crate) memory_bytes: u64,
     /// What the guest starts from.
     pub(crate) boot: Boot,
+    /// With what is plugged later; at least `memory_bytes`.
+    pub(crate) memory_max_bytes: u64,
+    /// Stream sockets.
+    pub(crate) vsock: Option<Vsock>,
     /// In the guest's order.
     pub(crate) disks: Vec<Disk>,
     /// In the guest's order.
@@ -107,6 +119,15 @@ pub(crate) enum Boot {
         /// Of [`CheckedConfig::disks`].
         index: usize,
     },
+}
+
+/// A socket device.
+#[derive(Clone, Debug)]
+pub(crate) struct Vsock {
+    /// Short enough for a socket's address, also with a port appended.
+    pub(crate) socket: PathBuf,
+    /// At least 3.
+    pub(crate) guest_cid: u32,
 }
 
 /// A kernel to boot.
@@ -188,6 +209,7 @@ pub(crate) fn check(config: VmConfig) -> Result<CheckedConfig, ConfigError> {
         disks,
         interfaces,
         cloud_init,
+        vsock,
         shutdown,
         scratch,
     } = config;
@@ -214,10 +236,15 @@ pub(crate) fn check(config: VmConfig) -> Result<CheckedConfig, ConfigError> {
             format!("write at most {GRACE_MAX_SECONDS}"),
         );
     }
+    let (vcpus, vcpus_max) = check_vcpus(&cpu)?;
+    let (memory_bytes, memory_max_bytes) = check_memory(&memory)?;
     Ok(CheckedConfig {
         name,
-        vcpus: check_vcpus(&cpu)?,
-        memory_bytes: check_memory(&memory)?,
+        vcpus,
+        vcpus_max,
+        memory_bytes,
+        memory_max_bytes,
+        vsock: vsock.map(check_vsock).transpose()?,
         boot: check_boot(boot, &disks)?,
         disks,
         interfaces,
@@ -242,14 +269,46 @@ fn is_uuid(text: &str) -> bool {
             .all(|group| group.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
-fn check_vcpus(cpu: &protocol::Cpu) -> Result<u8, ConfigError> {
-    match u8::try_from(cpu.cores) {
-        Ok(vcpus) if vcpus > 0 && cpu.cores <= VCPUS_MAX => Ok(vcpus),
-        _ => refuse("cpu.cores", format!("is {}; write 1 to {VCPUS_MAX}", cpu.cores)),
+/// At the start, and at most.
+fn check_vcpus(cpu: &protocol::Cpu) -> Result<(u8, u8), ConfigError> {
+    let protocol::Cpu { cores, max_cores } = *cpu;
+    let vcpus = match u8::try_from(cores) {
+        Ok(vcpus) if vcpus > 0 && cores <= VCPUS_MAX => vcpus,
+        _ => return refuse("cpu.cores", format!("is {cores}; write 1 to {VCPUS_MAX}")),
+    };
+    match u8::try_from(max_cores.unwrap_or(cores)) {
+        Ok(max) if (u32::from(vcpus)..=VCPUS_MAX).contains(&u32::from(max)) => Ok((vcpus, max)),
+        _ => refuse(
+            "cpu.maxCores",
+            format!(
+                "is {}; write {cores} (cpu.cores) to {VCPUS_MAX}",
+                max_cores.unwrap_or(cores)
+            ),
+        ),
     }
 }
 
-fn check_memory(memory: &protocol::Memory) -> Result<u64, ConfigError> {
+fn check_vsock(vsock: protocol::Vsock) -> Result<Vsock, ConfigError> {
+    let protocol::Vsock { socket, guest_cid } = vsock;
+    let guest_cid = guest_cid.unwrap_or(GUEST_CID_MIN);
+    let length = socket.as_os_str().len();
+    if length == 0 || length > SOCKET_PATH_MAX_BYTES {
+        return refuse(
+            "vsock.socket",
+            format!("is {length} bytes long; write a path of 1 to {SOCKET_PATH_MAX_BYTES} bytes"),
+        );
+    }
+    if guest_cid < GUEST_CID_MIN || guest_cid == u32::MAX {
+        return refuse(
+            "vsock.guestCid",
+            format!("is {guest_cid}; write {GUEST_CID_MIN} or more"),
+        );
+    }
+    Ok(Vsock { socket, guest_cid })
+}
+
+/// At the start, and at most.
+fn check_memory(memory: &protocol::Memory) -> Result<(u64, u64), ConfigError> {
     if !(MEMORY_MIN_BYTES..=MEMORY_MAX_BYTES).contains(&memory.size_bytes) {
         return refuse(
             "memory.sizeBytes",
@@ -259,7 +318,17 @@ fn check_memory(memory: &protocol::Memory) -> Result<u64, ConfigError> {
             ),
         );
     }
-    Ok(memory.size_bytes / layout::PAGE_SIZE * layout::PAGE_SIZE)
+    let max_bytes = memory.max_size_bytes.unwrap_or(memory.size_bytes);
+    if !(memory.size_bytes..=MEMORY_MAX_BYTES).contains(&max_bytes) {
+        return refuse(
+            "memory.maxSizeBytes",
+            format!(
+                "is {max_bytes}; write {} (memory.sizeBytes) to {MEMORY_MAX_BYTES} (512 GiB)",
+                memory.size_bytes
+            ),
+        );
+    }
+    Ok((memory.size_bytes / layout::PAGE_SIZE * layout::PAGE_SIZE, max_bytes))
 }
 
 fn check_boot(boot: protocol::Boot, disks: &[Disk]) -> Result<Boot, ConfigError> {

@@ -145,6 +145,8 @@ impl EventLoop {
             self.report();
             self.poll_stdin().map_err(RunError::Poll)?;
             let next = self.supervise(&machine);
+            // The next life has as many as this one has now.
+            self.platform.vcpus = machine.cpus.present();
             machine.stop();
             match next.map_err(RunError::Poll)? {
                 Next::End(ending) => return Ok(ending),
@@ -163,6 +165,10 @@ impl EventLoop {
         // SAFETY: as above.
         let drained = unsafe { BorrowedFd::borrow_raw(drained) };
         self.poll.add(drained, EventFlags::IN, Source::StdinDrained)?;
+        self.poll
+            .add(self.platform.clock.as_fd(), EventFlags::IN, Source::Clock)?;
+        self.poll
+            .add(self.platform.watchdog.as_fd(), EventFlags::IN, Source::Watchdog)?;
         self.stdin = Stdin::Waiting;
         self.tell_size();
         if let Some(agent) = &mut self.agent {
@@ -215,6 +221,12 @@ impl EventLoop {
                 let _ = self.platform.input_drained.read();
                 self.poll_stdin()?;
             }
+            Source::Clock => self.platform.clock.on_timer(),
+            Source::Watchdog => {
+                if self.platform.watchdog.on_timer() {
+                    self.events.push_back(Event::WatchdogExpired);
+                }
+            }
             Source::Agent => {
                 if let Some(agent) = &mut self.agent {
                     agent.on_readable(&self.poll);
@@ -231,7 +243,7 @@ impl EventLoop {
     }
 
     fn device(&self, function: usize, event: DeviceEvent) {
-        if let Some(function) = self.platform.pci.functions().get(function) {
+        if let Some(function) = self.platform.pci.function(function) {
             function.handle(event);
         }
     }
@@ -288,6 +300,10 @@ impl EventLoop {
         let asked = self.power_off.is_some();
         match (reason, event) {
             (_, Event::Crashed(what)) => format!("the guest crashed: {what}"),
+            (_, Event::Panicked) => "the guest's kernel panicked; see its console".to_owned(),
+            (_, Event::WatchdogExpired) => {
+                "the guest hung: it did not reset its watchdog in time; see its console, or raise its watchdog's time".to_owned()
+            }
             (ExitReason::PoweredOff, _) if asked => "the guest powered off after the power button".to_owned(),
             (ExitReason::PoweredOff, _) => "the guest powered itself off".to_owned(),
             (ExitReason::ForcedOff, _) => format!(
@@ -312,6 +328,10 @@ impl EventLoop {
         for function in self.platform.pci.functions() {
             function.power_on_reset();
         }
+        self.platform.slots.power_on();
+        self.platform.events.power_on();
+        self.platform.clock.power_on();
+        self.platform.watchdog.power_on();
         memory::clear(&self.platform.memory).map_err(RunError::Memory)?;
         self.platform.vm.reset(&self.platform.host).map_err(RunError::Kvm)?;
         // What the last life still had to say is of no interest to this one, but for a request to stop.

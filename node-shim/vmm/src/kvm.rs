@@ -236,18 +236,33 @@ impl Vm {
 #[derive(Default)]
 struct Routes {
     msi: BTreeMap<u32, MsiMessage>,
-    reserved: u32,
+    /// First interrupt and number of each function's, without [`layout::IO_APIC_PINS`].
+    reserved: BTreeMap<u32, u32>,
 }
 
 impl Routes {
     /// Reserves consecutive interrupts and returns the first.
     fn reserve(&mut self, count: u32) -> io::Result<u32> {
-        let first = self.reserved;
+        let mut first = 0;
+        for (start, length) in &self.reserved {
+            if start - first >= count {
+                break;
+            }
+            first = start + length;
+        }
         if count > MSI_ROUTES_MAX - first {
             return Err(io::Error::other("the devices want more MSI vectors than there are"));
         }
-        self.reserved += count;
+        self.reserved.insert(first, count);
         Ok(layout::IO_APIC_PINS + first)
+    }
+
+    /// Gives back what [`Self::reserve`] returned.
+    fn release(&mut self, first: u32) {
+        let count = self.reserved.remove(&(first - layout::IO_APIC_PINS)).unwrap_or(0);
+        for gsi in (first..).take(count as usize) {
+            self.msi.remove(&gsi);
+        }
     }
 
     /// The whole table: KVM replaces it as one.
@@ -304,6 +319,21 @@ struct Vector {
 pub(crate) struct MsiVectors {
     vm: Arc<Vm>,
     vectors: Vec<Vector>,
+}
+
+impl Drop for MsiVectors {
+    /// A function that was unplugged leaves its interrupts to others.
+    fn drop(&mut self) {
+        for vector in &self.vectors {
+            if *lock(&vector.attached) {
+                // KVM ends it with the VM's descriptor if not here.
+                let _ = self.vm.fd().unregister_irqfd(&vector.event, vector.gsi);
+            }
+        }
+        if let Some(first) = self.vectors.first() {
+            lock(&self.vm.routes).release(first.gsi);
+        }
+    }
 }
 
 impl Interrupts for MsiVectors {
@@ -365,5 +395,21 @@ mod tests {
         let mut routes = Routes::default();
         assert!(routes.reserve(MSI_ROUTES_MAX).is_ok());
         assert!(routes.reserve(1).is_err());
+    }
+
+    #[test]
+    fn interrupts_that_were_given_back_are_used_again() {
+        let mut routes = Routes::default();
+        let [first, second, third] = [3, 2, 4].map(|count| routes.reserve(count).unwrap());
+        assert_eq!((first, second, third), (24, 27, 29));
+        let message = MsiMessage { address: 0, data: 0 };
+        routes.msi.insert(28, message);
+        routes.msi.insert(29, message);
+        routes.release(second);
+        assert_eq!(routes.msi.keys().copied().collect::<Vec<_>>(), [29]);
+        assert_eq!(routes.reserve(3).unwrap(), 33);
+        assert_eq!(routes.reserve(2).unwrap(), 27);
+        routes.release(first);
+        assert_eq!(routes.reserve(1).unwrap(), 24);
     }
 }

@@ -9,15 +9,16 @@
 //!   0xe000_0000  ECAM, bus 0
 //!   0xfec0_0000  IO APIC          0xfee0_0000  local APICs
 //!   0xfffb_c000  KVM's identity map page and TSS (Intel, real mode)
-//! 0x1_0000_0000  RAM beyond 3 GiB
+//! 0x1_0000_0000  RAM beyond 3 GiB; after it, at a multiple of LATER_MEMORY_ALIGNMENT, memory that is plugged later
 //!
 //! boot structures, free for the guest once it runs
 //!   0x0500 GDT   0x6000 PVH start info   0x7000 zero page
 //!   0x9000 PML4  0xa000 PDPT  0xb000-0xefff page directories   0x2_0000 command line
 //!
 //! ports
-//!   0x064 keyboard controller (reset only)   0x3f8-0x3ff COM1
-//!   0x600-0x607 ACPI PM1a event and control        0xcf8-0xcff PCI configuration, 0xcf9 reset
+//!   0x064 keyboard controller (reset only)   0x070-0x071 clock and CMOS     0x3f8-0x3ff COM1     0x505 pvpanic
+//!   0x600-0x607 ACPI PM1a event and control  0x610-0x61f watchdog
+//!   0x620 ACPI events   0x630-0x633 processors   0x640-0x64b PCI slots      0xcf8-0xcff PCI configuration, 0xcf9 reset
 //! ```
 
 /// Bytes of a 4 KiB page.
@@ -86,6 +87,24 @@ pub(crate) const COM1: u16 = 0x3f8;
 pub(crate) const COM1_PORTS: u16 = 8;
 /// Interrupt of the first serial port.
 pub(crate) const COM1_IRQ: u32 = 4;
+/// Index port of the clock; the data port is the next.
+pub(crate) const RTC: u16 = 0x70;
+/// Interrupt of the clock.
+pub(crate) const RTC_IRQ: u32 = 8;
+/// Port that a guest panics on, as in QEMU.
+pub(crate) const PANIC_PORT: u16 = 0x505;
+/// Registers of the watchdog.
+pub(crate) const WATCHDOG: u16 = 0x610;
+/// Port that says what the generic event device's interrupt is for.
+pub(crate) const EVENTS: u16 = 0x620;
+/// Interrupt of the generic event device: edge-triggered, beyond those of ISA.
+pub(crate) const EVENTS_IRQ: u32 = 16;
+/// Registers for plugging processors.
+pub(crate) const CPUS: u16 = 0x630;
+/// Registers for plugging PCI functions.
+pub(crate) const SLOTS: u16 = 0x640;
+/// Memory that is plugged later starts at a multiple of this: Linux' largest memory block (x86, from 64 GiB on).
+pub(crate) const LATER_MEMORY_ALIGNMENT: u64 = 2 << 30;
 /// ACPI `PM1a` event block: status, then enable, 2 bytes each (ACPI 6.4, 4.8.3.1).
 pub(crate) const PM1A_EVENT: u16 = 0x600;
 /// ACPI `PM1a` control block, 2 bytes (ACPI 6.4, 4.8.3.2).

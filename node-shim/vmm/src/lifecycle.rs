@@ -7,7 +7,8 @@
 //!    |  +----------- reset -----------+                  S5 or  grace  crash
 //!    +------------------<-------------+                  reset  period
 //!                                                             |   |   |
-//!   S5: Ended(PoweredOff), crash: Ended(GuestCrashed)         v   v   v
+//!   S5: Ended(PoweredOff), crash: Ended(GuestCrashed),        v   v   v
+//!   panic: Ended(GuestPanicked), watchdog: Ended(GuestHung)
 //!   from every state                                           Ended(...)
 //! ```
 
@@ -59,6 +60,10 @@ pub(crate) enum Event {
     TripleFault,
     /// Something that no VM survives.
     Crashed(String),
+    /// The guest's kernel panicked, and said so.
+    Panicked,
+    /// The guest did not reset its watchdog in time.
+    WatchdogExpired,
 }
 
 /// What to do about it.
@@ -93,6 +98,12 @@ impl VmState {
             }
             (Phase::Booting | Phase::Running | Phase::PoweringOff, Event::Crashed(_)) => {
                 self.end(ExitReason::GuestCrashed)
+            }
+            (Phase::Booting | Phase::Running | Phase::PoweringOff, Event::Panicked) => {
+                self.end(ExitReason::GuestPanicked)
+            }
+            (Phase::Booting | Phase::Running | Phase::PoweringOff, Event::WatchdogExpired) => {
+                self.end(ExitReason::GuestHung)
             }
             (Phase::Booting, Event::DriverReady) => (
                 Self {

@@ -1,28 +1,32 @@
 //! One life of the guest, from power-on to a reset: the chips that have state of their own, and the vCPUs.
 
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use node_shim_protocol::ExitReason;
 use node_shim_virtio::console::Port;
 use node_shim_virtio::device::Memory;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::acpi::{self, AcpiError};
+use crate::acpi::{self, AcpiError, Description};
 use crate::boot::{BootError, BootSource};
-use crate::bus::{Bus, Overlap};
+use crate::bus::{Bus, BusDevice, Overlap};
+use crate::clock::Clock;
 use crate::console::Output;
-use crate::cpuid;
+use crate::cpus::{CpuController, CpuError};
+use crate::devices::Handles;
+use crate::events::Events;
 use crate::kvm::{Host, KvmError, Vm};
 use crate::layout;
 use crate::mailbox::Mailbox;
 use crate::memory::Range;
+use crate::panic_port::PanicPort;
 use crate::pci::{ConfigPorts, Ecam, PciBus, Window};
 use crate::power::{KeyboardController, PowerManagement};
 use crate::registers::{self, RegisterError};
 use crate::serial::SerialPort;
-use crate::vcpu::{Buses, Vcpu};
+use crate::slots::SlotController;
+use crate::vcpu::Buses;
+use crate::watchdog::Watchdog;
 
 /// Why a machine cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -36,28 +40,15 @@ pub(crate) enum MachineError {
     /// KVM refused.
     #[error(transparent)]
     Kvm(KvmError),
-    /// A vCPU's registers cannot be set.
-    #[error("vCPU {index}: {source}")]
-    Registers {
-        /// The vCPU.
-        index: u8,
-        /// Why.
-        source: RegisterError,
-    },
-    /// The CPUID leaves make no list: a defect.
-    #[error("failed to build the CPUID leaves: {0}")]
-    Cpuid(vmm_sys_util::fam::Error),
+    /// A vCPU cannot be had.
+    #[error(transparent)]
+    Cpu(CpuError),
+    /// The first vCPU's registers cannot be set.
+    #[error("vCPU 0: {0}")]
+    Registers(RegisterError),
     /// Two devices are in one place: a defect.
     #[error(transparent)]
     Overlap(Overlap),
-    /// No thread for a vCPU.
-    #[error("failed to start the thread of vCPU {index}: {source}")]
-    Thread {
-        /// The vCPU.
-        index: u8,
-        /// Why.
-        source: io::Error,
-    },
 }
 
 impl MachineError {
@@ -65,8 +56,10 @@ impl MachineError {
     pub(crate) fn reason(&self) -> ExitReason {
         match self {
             Self::Boot(_) => ExitReason::InvalidBootSource,
-            Self::Kvm(_) | Self::Registers { .. } | Self::Thread { .. } => ExitReason::HostUnavailable,
-            Self::Acpi(_) | Self::Cpuid(_) | Self::Overlap(_) => ExitReason::Internal,
+            Self::Cpu(CpuError::Cpuid(_) | CpuError::Range { .. }) | Self::Acpi(_) | Self::Overlap(_) => {
+                ExitReason::Internal
+            }
+            Self::Kvm(_) | Self::Cpu(_) | Self::Registers(_) => ExitReason::HostUnavailable,
         }
     }
 }
@@ -81,12 +74,27 @@ pub(crate) struct Platform {
     pub(crate) memory: Arc<Memory>,
     /// Bytes of guest RAM.
     pub(crate) memory_bytes: u64,
-    /// Number of vCPUs.
+    /// Where memory is that the guest plugs later.
+    pub(crate) later_memory: Option<Range>,
+    /// Number of vCPUs that the guest starts with.
     pub(crate) vcpus: u8,
+    /// Most vCPUs.
+    pub(crate) vcpus_max: u8,
     /// Kernel and initrd.
     pub(crate) boot: BootSource,
     /// The virtio devices.
     pub(crate) pci: Arc<PciBus>,
+    /// Tells the guest what was plugged.
+    pub(crate) events: Arc<Events>,
+    /// Plugs and unplugs virtio devices.
+    pub(crate) slots: Arc<SlotController>,
+    /// Of the devices that are told what to do while the guest runs.
+    #[expect(dead_code, reason = "for the control socket")]
+    pub(crate) handles: Handles,
+    /// The time.
+    pub(crate) clock: Arc<Clock>,
+    /// Whether the guest hangs.
+    pub(crate) watchdog: Arc<Watchdog>,
     /// What the guest's consoles print.
     pub(crate) output: Output,
     /// The host's end of the virtio console.
@@ -103,20 +111,27 @@ pub(crate) struct Machine {
     pub(crate) power: Arc<PowerManagement>,
     /// For input.
     pub(crate) serial: Arc<SerialPort>,
-    vcpus: Vec<Vcpu>,
-    stop: Arc<AtomicBool>,
+    /// The vCPUs: to plug and unplug them.
+    pub(crate) cpus: Arc<CpuController>,
+    /// Kept for vCPUs that come later.
+    _buses: Arc<Buses>,
 }
 
 impl Machine {
     /// Loads the kernel, builds the buses, creates the vCPUs and lets them run, in this order.
     pub(crate) fn start(platform: &Platform) -> Result<Self, MachineError> {
-        let rsdp = acpi::write(&platform.memory, platform.vcpus).map_err(MachineError::Acpi)?;
+        let description = Description {
+            vcpus: platform.vcpus,
+            vcpus_max: platform.vcpus_max,
+            memory_bytes: platform.memory_bytes,
+            later_memory: platform.later_memory,
+        };
+        let rsdp = acpi::write(&platform.memory, &description).map_err(MachineError::Acpi)?;
         let boot = &platform.boot;
         let entry = boot
             .load(&platform.memory, platform.memory_bytes, rsdp)
             .map_err(MachineError::Boot)?;
-        let register_error = |index| move |source| MachineError::Registers { index, source };
-        registers::write_boot_tables(&platform.memory, entry).map_err(register_error(0))?;
+        registers::write_boot_tables(&platform.memory, entry).map_err(MachineError::Registers)?;
 
         let power = Arc::new(PowerManagement::new(
             Arc::clone(&platform.vm),
@@ -127,66 +142,51 @@ impl Machine {
             platform.output.clone(),
             Arc::clone(&platform.input_drained),
         ));
-        let buses = Arc::new(buses(platform, &power, &serial).map_err(MachineError::Overlap)?);
-
         let supported = platform.host.supported_cpuid().map_err(MachineError::Kvm)?;
+        let cpus = Arc::new(CpuController::new(
+            Arc::clone(&platform.vm),
+            supported,
+            (platform.vcpus, platform.vcpus_max),
+            Arc::clone(&platform.mailbox),
+            Arc::clone(&platform.events),
+        ));
+        let buses = Arc::new(buses(platform, &power, &serial, &cpus).map_err(MachineError::Overlap)?);
+        cpus.set_buses(&buses);
         let mut descriptors = Vec::with_capacity(usize::from(platform.vcpus));
         for index in 0..platform.vcpus {
-            let vcpu = platform.vm.create_vcpu(index).map_err(MachineError::Kvm)?;
-            let leaves = cpuid::for_vcpu(&supported, index, platform.vcpus).map_err(MachineError::Cpuid)?;
-            vcpu.set_cpuid2(&leaves)
-                .map_err(|source| RegisterError::Ioctl {
-                    what: "KVM_SET_CPUID2",
-                    source,
-                })
-                .and_then(|()| registers::set_common(&vcpu))
-                .map_err(register_error(index))?;
+            let vcpu = cpus.create(index).map_err(MachineError::Cpu)?;
             if index == 0 {
-                registers::set_boot_processor(&vcpu, entry).map_err(register_error(index))?;
+                registers::set_boot_processor(&vcpu, entry).map_err(MachineError::Registers)?;
             }
             descriptors.push(vcpu);
         }
-
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut machine = Self {
-            power,
-            serial,
-            vcpus: Vec::with_capacity(descriptors.len()),
-            stop,
-        };
         for (index, vcpu) in (0..).zip(descriptors) {
-            let started = Vcpu::start(
-                index,
-                vcpu,
-                Arc::clone(&buses),
-                Arc::clone(&platform.mailbox),
-                Arc::clone(&machine.stop),
-            );
-            match started {
-                Ok(vcpu) => machine.vcpus.push(vcpu),
-                Err(source) => {
-                    machine.stop();
-                    return Err(MachineError::Thread { index, source });
-                }
+            if let Err(error) = cpus.run(index, vcpu) {
+                cpus.stop();
+                return Err(MachineError::Cpu(error));
             }
         }
-        Ok(machine)
+        Ok(Self {
+            power,
+            serial,
+            cpus,
+            _buses: buses,
+        })
     }
 
     /// Takes every vCPU out of the guest and waits for their threads.
     pub(crate) fn stop(self) {
-        self.stop.store(true, Ordering::Release);
-        for vcpu in &self.vcpus {
-            vcpu.kick();
-        }
-        for vcpu in self.vcpus {
-            vcpu.join();
-        }
+        self.cpus.stop();
     }
 }
 
 /// Puts everything in its place: see [`layout`].
-fn buses(platform: &Platform, power: &Arc<PowerManagement>, serial: &Arc<SerialPort>) -> Result<Buses, Overlap> {
+fn buses(
+    platform: &Platform,
+    power: &Arc<PowerManagement>,
+    serial: &Arc<SerialPort>,
+    cpus: &Arc<CpuController>,
+) -> Result<Buses, Overlap> {
     let mut memory = Bus::default();
     let range = |start, size| Range { start, size };
     memory.add(
@@ -219,5 +219,39 @@ fn buses(platform: &Platform, power: &Arc<PowerManagement>, serial: &Arc<SerialP
             Arc::clone(&platform.mailbox),
         )),
     )?;
+    add_chips(&mut ports, platform, cpus)?;
     Ok(Buses { memory, ports })
+}
+
+/// The small chips: see `node-shim/chips`.
+fn add_chips(ports: &mut Bus, platform: &Platform, cpus: &Arc<CpuController>) -> Result<(), Overlap> {
+    use node_shim_chips::{cpus as cpu_registers, slots as slot_registers, watchdog};
+    let chips: [(u16, u16, Arc<dyn BusDevice>); 6] = [
+        (layout::RTC, 2, Arc::<Clock>::clone(&platform.clock)),
+        (
+            layout::PANIC_PORT,
+            1,
+            Arc::new(PanicPort::new(Arc::clone(&platform.mailbox))),
+        ),
+        (
+            layout::WATCHDOG,
+            watchdog::BYTES,
+            Arc::<Watchdog>::clone(&platform.watchdog),
+        ),
+        (layout::EVENTS, 1, Arc::<Events>::clone(&platform.events)),
+        (layout::CPUS, cpu_registers::BYTES, Arc::<CpuController>::clone(cpus)),
+        (
+            layout::SLOTS,
+            slot_registers::BYTES,
+            Arc::<SlotController>::clone(&platform.slots),
+        ),
+    ];
+    for (start, size, chip) in chips {
+        let range = Range {
+            start: u64::from(start),
+            size: u64::from(size),
+        };
+        ports.add(range, chip)?;
+    }
+    Ok(())
 }

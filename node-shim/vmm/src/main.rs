@@ -15,11 +15,14 @@ mod activator;
 mod agent;
 mod boot;
 mod bus;
+mod clock;
 mod config;
 mod console;
 mod cpuid;
+mod cpus;
 mod devices;
 mod event_loop;
+mod events;
 mod kvm;
 mod layout;
 mod lifecycle;
@@ -28,17 +31,21 @@ mod log;
 mod machine;
 mod mailbox;
 mod memory;
+mod panic_port;
 mod pci;
 mod poll;
 mod power;
 mod registers;
 mod serial;
 mod signals;
+mod slots;
 mod terminal;
 mod termination;
+mod timer;
 mod vcpu;
 mod vmm;
 mod volume;
+mod watchdog;
 
 /// A small KVM virtual machine monitor: one process, one VM.
 #[derive(Parser)]

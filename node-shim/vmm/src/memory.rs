@@ -56,6 +56,17 @@ pub(crate) fn ram_ranges(size_bytes: u64) -> Vec<Range> {
     ranges
 }
 
+/// Where memory goes that is plugged later: whole blocks of virtio-mem after all RAM. `None` when there is none.
+pub(crate) fn later_range(size_bytes: u64, max_bytes: u64) -> Option<Range> {
+    use node_shim_virtio::mem::BLOCK_BYTES;
+    let size = max_bytes.saturating_sub(size_bytes) / BLOCK_BYTES * BLOCK_BYTES;
+    let end = ram_ranges(size_bytes).last().map_or(0, |range| range.end());
+    let start = end
+        .max(layout::RAM_ABOVE_4G)
+        .next_multiple_of(layout::LATER_MEMORY_ALIGNMENT);
+    (size > 0).then_some(Range { start, size })
+}
+
 /// What a range of the guest's memory map is for (ACPI 6.4, table 15.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -105,10 +116,11 @@ pub(crate) fn memory_map(size_bytes: u64) -> Vec<(Range, MapKind)> {
     map
 }
 
-/// Maps guest RAM: anonymous, private, not reserved in advance, with huge pages where the host has them.
-pub(crate) fn map(size_bytes: u64) -> Result<Arc<Memory>, MemoryError> {
+/// Maps guest RAM, and the range of memory that is plugged later: anonymous, private, not reserved in advance, with huge pages where the
+/// host has them.
+pub(crate) fn map(size_bytes: u64, later: Option<Range>) -> Result<Arc<Memory>, MemoryError> {
     let mut regions = Vec::new();
-    for range in ram_ranges(size_bytes) {
+    for range in ram_ranges(size_bytes).into_iter().chain(later) {
         let bytes = usize::try_from(range.size).map_err(|error| MemoryError::Regions(error.to_string()))?;
         let address = map_aligned(bytes).map_err(|source| MemoryError::Map {
             bytes: range.size,
@@ -208,6 +220,21 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_comes_later_is_whole_blocks_after_all_ram() {
+        for (size, max, expected) in [
+            (64 * MIB, 64 * MIB, None),
+            (64 * MIB, 65 * MIB, None),
+            (64 * MIB, 32 * MIB, None),
+            (64 * MIB, 67 * MIB, Some((4 * GIB, 2 * MIB))),
+            (4 * GIB, 12 * GIB, Some((6 * GIB, 8 * GIB))),
+            (3 * GIB, 4 * GIB, Some((4 * GIB, GIB))),
+        ] {
+            let expected = expected.map(|(start, size)| Range { start, size });
+            assert_eq!(later_range(size, max), expected, "{size} {max}");
+        }
+    }
+
+    #[test]
     fn the_map_covers_all_ram_but_the_bios_area_and_never_overlaps() {
         for size in [64 * MIB, 3 * GIB, 3 * GIB + 4096, 64 * GIB] {
             let map = memory_map(size);
@@ -225,8 +252,9 @@ mod tests {
 
     #[test]
     fn mapped_memory_has_the_size_that_was_asked_for() {
-        let memory = map(16 * MIB).unwrap();
-        assert_eq!(memory.iter().map(GuestMemoryRegion::len).sum::<u64>(), 16 * MIB);
+        let later = later_range(16 * MIB, 21 * MIB);
+        let memory = map(16 * MIB, later).unwrap();
+        assert_eq!(memory.iter().map(GuestMemoryRegion::len).sum::<u64>(), 20 * MIB);
         assert!(
             memory
                 .iter()

@@ -1,8 +1,9 @@
 //! The PCI bus: a host bridge in slot 0 and a virtio function in each slot after it. Configuration space is reached through ECAM
 //! (PCI Express base specification, 7.2.2) and through ports (PCI local bus specification 3.0, 3.2.2.3.2).
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use node_shim_virtio::pci::VirtioPci;
 
@@ -19,9 +20,33 @@ const RESET_START: u8 = 1 << 2;
 /// Vendor (Red Hat), device (generic PCI Express host bridge), class (host bridge): what no driver wants to take.
 const HOST_BRIDGE: [(usize, u8); 5] = [(0, 0x36), (1, 0x1b), (2, 0x08), (3, 0x00), (0x0b, 0x06)];
 
+/// Slots for functions: all but the host bridge's.
+const PLACES: usize = layout::PCI_SLOTS - 1;
+
 /// The functions, in the order of their slots from 1 on.
 pub(crate) struct PciBus {
-    functions: Vec<Arc<VirtioPci>>,
+    functions: RwLock<Vec<Option<Arc<VirtioPci>>>>,
+}
+
+/// Why a function cannot be plugged or unplugged.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlugError {
+    /// Every slot is taken.
+    #[error("all {PLACES} PCI slots are taken; detach a disk or an interface first")]
+    Full,
+    /// Nothing is in the slot.
+    #[error("PCI slot {0} is empty; name the slot of a device")]
+    Empty(u8),
+    /// The host has no descriptor or interrupt left.
+    #[error("failed to {what} the device in PCI slot {slot}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The slot.
+        slot: u8,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// More functions than slots: a defect, the configuration is bounded.
@@ -37,15 +62,63 @@ pub(crate) fn bar_address(index: usize) -> u64 {
 impl PciBus {
     /// A bus with these functions, the first in slot 1.
     pub(crate) fn new(functions: Vec<Arc<VirtioPci>>) -> Result<Self, TooManyFunctions> {
-        if functions.len() >= layout::PCI_SLOTS {
+        if functions.len() > PLACES {
             return Err(TooManyFunctions(functions.len()));
         }
-        Ok(Self { functions })
+        let mut places: Vec<_> = functions.into_iter().map(Some).collect();
+        places.resize_with(PLACES, || None);
+        Ok(Self {
+            functions: RwLock::new(places),
+        })
     }
 
-    /// The functions.
-    pub(crate) fn functions(&self) -> &[Arc<VirtioPci>] {
-        &self.functions
+    fn places(&self) -> RwLockReadGuard<'_, Vec<Option<Arc<VirtioPci>>>> {
+        self.functions.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places_mut(&self) -> RwLockWriteGuard<'_, Vec<Option<Arc<VirtioPci>>>> {
+        self.functions.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The functions that are there.
+    pub(crate) fn functions(&self) -> Vec<Arc<VirtioPci>> {
+        self.places().iter().flatten().cloned().collect()
+    }
+
+    /// The function with this index, which is one less than its slot.
+    pub(crate) fn function(&self, index: usize) -> Option<Arc<VirtioPci>> {
+        self.places().get(index).cloned().flatten()
+    }
+
+    /// Whether there is a function in a slot.
+    pub(crate) fn is_filled(&self, slot: u8) -> bool {
+        usize::from(slot)
+            .checked_sub(1)
+            .is_some_and(|index| self.function(index).is_some())
+    }
+
+    /// Makes a function, given its index, in the first free slot, and returns the slot.
+    ///
+    /// # Errors
+    /// When there is no such slot, or the function cannot be made.
+    pub(crate) fn plug(&self, make: impl FnOnce(usize) -> io::Result<Arc<VirtioPci>>) -> Result<u8, PlugError> {
+        let mut places = self.places_mut();
+        let index = places.iter().position(Option::is_none).ok_or(PlugError::Full)?;
+        // At most 31.
+        let slot = u8::try_from(index + 1).map_err(|_| PlugError::Full)?;
+        let function = make(index).map_err(|source| PlugError::Host {
+            what: "connect",
+            slot,
+            source,
+        })?;
+        places[index] = Some(function);
+        Ok(slot)
+    }
+
+    /// Takes a function out of its slot.
+    pub(crate) fn take(&self, slot: u8) -> Option<Arc<VirtioPci>> {
+        let index = usize::from(slot).checked_sub(1)?;
+        self.places_mut().get_mut(index).and_then(Option::take)
     }
 
     fn read_config(&self, address: ConfigAddress, data: &mut [u8]) {
@@ -60,7 +133,7 @@ impl PciBus {
                 }
             }
             Some(index) => {
-                if let Some(function) = self.functions.get(index) {
+                if let Some(function) = self.function(index) {
                     function.read_config(address.offset, data);
                 }
             }
@@ -69,13 +142,14 @@ impl PciBus {
 
     fn write_config(&self, address: ConfigAddress, data: &[u8]) {
         let index = address.slot.checked_sub(1).filter(|_| address.function == 0);
-        if let Some(function) = index.and_then(|index| self.functions.get(index)) {
+        if let Some(function) = index.and_then(|index| self.function(index)) {
             function.write_config(address.offset, data);
         }
     }
 
     /// The function whose BAR has this address. The guest may move a BAR, so its usual place is only where the search starts.
-    fn at(&self, address: u64) -> Option<(&VirtioPci, u64)> {
+    fn at(&self, address: u64) -> Option<(Arc<VirtioPci>, u64)> {
+        let places = self.places();
         let inside = |function: &'_ Arc<VirtioPci>| {
             let (start, size) = function.bar();
             address.checked_sub(start).filter(|offset| *offset < size)
@@ -83,11 +157,12 @@ impl PciBus {
         let usual = (address - layout::PCI_WINDOW) / layout::BAR_SIZE;
         let usual = usize::try_from(usual)
             .ok()
-            .and_then(|slot| self.functions.get(slot.checked_sub(1)?));
+            .and_then(|slot| places.get(slot.checked_sub(1)?));
         usual
             .into_iter()
-            .chain(&self.functions)
-            .find_map(|function| inside(function).map(|offset| (function.as_ref(), offset)))
+            .chain(places.iter())
+            .flatten()
+            .find_map(|function| inside(function).map(|offset| (Arc::clone(function), offset)))
     }
 }
 

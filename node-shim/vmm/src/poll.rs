@@ -25,6 +25,10 @@ pub(crate) enum Source {
     Stdin,
     /// The guest has read its input.
     StdinDrained,
+    /// The clock's alarm.
+    Clock,
+    /// The watchdog's time is over.
+    Watchdog,
     /// The node agent said something, or went away.
     Agent,
     /// The driver of the function with this index kicked a queue.

@@ -7,16 +7,19 @@
 use std::cell::Cell;
 use std::io;
 use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{
+    KVM_MP_STATE_UNINITIALIZED, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_mp_state,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
 use crate::bus::Bus;
 use crate::lifecycle::Event;
+use crate::lock::lock;
 use crate::mailbox::Mailbox;
 use crate::signals;
 
@@ -48,6 +51,58 @@ pub(crate) struct Buses {
     pub(crate) ports: Bus,
 }
 
+/// Keeps a vCPU that the guest has ejected out of the guest until it is plugged again.
+#[derive(Default)]
+pub(crate) struct Parking {
+    state: AtomicU8,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+/// In the guest, or on the way there.
+const RUNNING: u8 = 0;
+/// To stay out of the guest.
+const PARKED: u8 = 1;
+/// Plugged again: its thread brings it back to the state in which it waits for INIT.
+const RELEASED: u8 = 2;
+
+impl Parking {
+    /// Keeps the vCPU out, as soon as it comes out.
+    pub(crate) fn park(&self) {
+        self.set(PARKED);
+    }
+
+    /// Plugs the vCPU again.
+    pub(crate) fn release(&self) {
+        self.set(RELEASED);
+    }
+
+    /// Wakes the thread, to look whether it shall stop.
+    pub(crate) fn wake(&self) {
+        drop(lock(&self.lock));
+        self.changed.notify_all();
+    }
+
+    fn set(&self, state: u8) {
+        self.state.store(state, Ordering::Release);
+        self.wake();
+    }
+
+    /// Waits while the vCPU is parked and need not stop. `true` when it was plugged again.
+    fn wait(&self, stop: &AtomicBool) -> bool {
+        if self.state.load(Ordering::Acquire) == PARKED {
+            let guard = lock(&self.lock);
+            let parked = |_: &mut ()| self.state.load(Ordering::Acquire) == PARKED && !stop.load(Ordering::Acquire);
+            // A panic elsewhere would have ended the process.
+            drop(self.changed.wait_while(guard, parked));
+        }
+        let released = self
+            .state
+            .compare_exchange(RELEASED, RUNNING, Ordering::AcqRel, Ordering::Acquire);
+        released.is_ok()
+    }
+}
+
 /// A running vCPU.
 pub(crate) struct Vcpu {
     thread: JoinHandle<()>,
@@ -61,11 +116,12 @@ impl Vcpu {
         buses: Arc<Buses>,
         mailbox: Arc<Mailbox>,
         stop: Arc<AtomicBool>,
+        parking: Arc<Parking>,
     ) -> io::Result<Self> {
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK_BYTES)
-            .spawn(move || run(vcpu, &buses, &mailbox, &stop))?;
+            .spawn(move || run(vcpu, &buses, &mailbox, &stop, &parking))?;
         Ok(Self { thread })
     }
 
@@ -88,9 +144,22 @@ enum Outcome {
     End(Event),
 }
 
-fn run(mut vcpu: VcpuFd, buses: &Buses, mailbox: &Mailbox, stop: &AtomicBool) {
+fn run(mut vcpu: VcpuFd, buses: &Buses, mailbox: &Mailbox, stop: &AtomicBool, parking: &Parking) {
     IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
     while !stop.load(Ordering::Acquire) {
+        if parking.wait(stop)
+            && let Err(error) = vcpu.set_mp_state(kvm_mp_state {
+                mp_state: KVM_MP_STATE_UNINITIALIZED,
+            })
+        {
+            mailbox.send(Event::Crashed(format!(
+                "failed to reset a vCPU that was plugged again: {error}"
+            )));
+            break;
+        }
+        if stop.load(Ordering::Acquire) {
+            break;
+        }
         match step(&mut vcpu, buses) {
             Outcome::Continue => {}
             Outcome::End(event) => {
@@ -181,5 +250,30 @@ fn position(vcpu: &VcpuFd) -> String {
             regs.rip, regs.rsp, sregs.cr0, sregs.cr2, sregs.cr3
         ),
         _ => "an unknown position".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parked_vcpu_waits_until_it_is_plugged_again_or_stops() {
+        let (parking, stop) = (Arc::new(Parking::default()), Arc::new(AtomicBool::new(false)));
+        assert!(!parking.wait(&stop), "it runs");
+        for stopping in [false, true] {
+            parking.park();
+            let (parked, stopped) = (Arc::clone(&parking), Arc::clone(&stop));
+            let thread = thread::spawn(move || parked.wait(&stopped));
+            if stopping {
+                stop.store(true, Ordering::Release);
+                parking.wake();
+            } else {
+                parking.release();
+            }
+            assert_eq!(thread.join().unwrap(), !stopping);
+        }
+        parking.release();
+        assert!(parking.wait(&stop) && !parking.wait(&stop), "reset once");
     }
 }

@@ -24,13 +24,16 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::agent::{self, AgentError, Link};
 use crate::boot::{BootError, BootSource};
+use crate::clock::Clock;
 use crate::config::{self, CheckedConfig, ConfigError};
 use crate::console::Output;
 use crate::devices::disk::DiskError;
 use crate::devices::network::NetworkError;
 use crate::devices::seed::CloudInitError;
-use crate::devices::{self, disk, network, seed};
+use crate::devices::vsock::{self, VsockError};
+use crate::devices::{self, Connector, disk, network, seed};
 use crate::event_loop::{self, Ending, RunError};
+use crate::events::Events;
 use crate::kvm::{Host, KvmError};
 use crate::machine::Platform;
 use crate::mailbox::Mailbox;
@@ -38,6 +41,8 @@ use crate::memory::{self, MemoryError};
 use crate::pci::{PciBus, TooManyFunctions};
 use crate::poll::Poll;
 use crate::signals::{self, Signals};
+use crate::slots::SlotController;
+use crate::watchdog::Watchdog;
 use crate::{log, terminal};
 
 /// Why there is no VM, or no longer one.
@@ -55,6 +60,9 @@ pub(crate) enum VmmError {
     /// cloud-init data are.
     #[error(transparent)]
     CloudInit(CloudInitError),
+    /// The socket of vsock cannot be made.
+    #[error(transparent)]
+    Vsock(VsockError),
     /// More devices than slots.
     #[error(transparent)]
     Slots(TooManyFunctions),
@@ -73,7 +81,7 @@ pub(crate) enum VmmError {
     #[error(transparent)]
     Kvm(KvmError),
     /// The host's KVM has fewer vCPUs.
-    #[error("the VM has {wanted} vCPUs and this host's KVM allows {max}; lower cpu.cores or use another node")]
+    #[error("the VM has {wanted} vCPUs and this host's KVM allows {max}; lower cpu.maxCores or use another node")]
     Vcpus {
         /// In the configuration.
         wanted: u8,
@@ -104,6 +112,7 @@ impl VmmError {
             Self::Boot(_) => ExitReason::InvalidBootSource,
             Self::Disk(error) => error.reason(),
             Self::CloudInit(_) => ExitReason::InvalidCloudInit,
+            Self::Vsock(_) => ExitReason::HostUnavailable,
             Self::Agent(AgentError::Stopped) => ExitReason::PoweredOff,
             Self::Agent(
                 AgentError::Refused(_)
@@ -142,18 +151,25 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let seed = seed.map_err(VmmError::CloudInit)?;
 
     let HostResources { host, nets, agent } = host_resources(&config, options.agent.as_deref(), &signals)?;
-    if usize::from(config.vcpus) > host.vcpus_max() {
+    if usize::from(config.vcpus_max) > host.vcpus_max() {
         return Err(VmmError::Vcpus {
-            wanted: config.vcpus,
+            wanted: config.vcpus_max,
             max: host.vcpus_max(),
         });
     }
 
-    let memory = memory::map(config.memory_bytes).map_err(VmmError::Memory)?;
+    let later_memory = memory::later_range(config.memory_bytes, config.memory_max_bytes);
+    let memory = memory::map(config.memory_bytes, later_memory).map_err(VmmError::Memory)?;
     let vm = host.create_vm(&memory).map_err(VmmError::Kvm)?;
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
     let mailbox = Arc::new(Mailbox::new().map_err(host_error("create an eventfd"))?);
+    let vsock = config
+        .vsock
+        .as_ref()
+        .map(vsock::open)
+        .transpose()
+        .map_err(VmmError::Vsock)?;
     let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
     let output = stdout.map_err(io::Error::from).and_then(Output::start);
     let output = output.map_err(host_error("start the console"))?;
@@ -162,18 +178,41 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let input_drained = Arc::new(input_drained);
     let port = Port::new(Arc::clone(&input_drained)).map_err(host_error("create an eventfd"))?;
     let console = Console::new(port.clone(), Box::new(output.clone()));
-    let devices = devices::all(disks, seed, nets, console);
-    let functions = devices::connect(devices, &memory, &vm, &poll, &mailbox)
+    let mut devices = devices::configured(disks, seed, nets);
+    let handles = devices::add_common(&mut devices, &memory, later_memory, console, vsock)
         .map_err(host_error("create the eventfds of a device"))?;
+    let connector = Connector {
+        memory: Arc::clone(&memory),
+        vm: Arc::clone(&vm),
+        poll: Arc::clone(&poll),
+        mailbox: Arc::clone(&mailbox),
+    };
+    let functions = devices.into_iter().enumerate();
+    let functions: io::Result<Vec<_>> = functions
+        .map(|(index, device)| connector.connect(index, device))
+        .collect();
+    let functions = functions.map_err(host_error("create the eventfds of a device"))?;
     let pci = Arc::new(PciBus::new(functions).map_err(VmmError::Slots)?);
+    let events = Arc::new(Events::new(Arc::clone(&vm)));
+    let slots = Arc::new(SlotController::new(Arc::clone(&pci), connector, Arc::clone(&events)));
+    let clock = Clock::new(Arc::clone(&vm)).map_err(host_error("create a timer"))?;
+    let watchdog = Watchdog::new().map_err(host_error("create a timer"))?;
+
     let platform = Platform {
         host,
         vm,
         memory,
         memory_bytes: config.memory_bytes,
+        later_memory,
         vcpus: config.vcpus,
+        vcpus_max: config.vcpus_max,
         boot,
         pci,
+        events,
+        slots,
+        handles,
+        clock: Arc::new(clock),
+        watchdog: Arc::new(watchdog),
         output,
         console: port,
         input_drained,

@@ -107,6 +107,8 @@ pub(crate) const fn reason_name(reason: ExitReason) -> &'static str {
         ExitReason::InvalidCloudInit => "InvalidCloudInit",
         ExitReason::HostUnavailable => "HostUnavailable",
         ExitReason::GuestCrashed => "GuestCrashed",
+        ExitReason::GuestPanicked => "GuestPanicked",
+        ExitReason::GuestHung => "GuestHung",
         ExitReason::Internal => "Internal",
     }
 }

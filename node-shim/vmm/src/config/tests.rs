@@ -226,3 +226,40 @@ fn an_unknown_field_is_named() {
     let error = load(file.path()).unwrap_err().to_string();
     assert!(error.contains("unknown field `cpus`"), "{error}");
 }
+
+#[test]
+fn what_may_grow_is_at_least_what_there_is_at_the_start() {
+    let config = check_json(minimal()).unwrap();
+    assert_eq!((config.vcpus_max, config.memory_max_bytes), (1, config.memory_bytes));
+    assert!(config.vsock.is_none());
+    let mut value = minimal();
+    value["cpu"] = json!({"cores": 2, "maxCores": 8});
+    value["memory"]["maxSizeBytes"] = json!(536_870_912);
+    value["vsock"] = json!({"socket": "/run/vm/vsock"});
+    let config = check_json(value.clone()).unwrap();
+    assert_eq!(
+        (config.vcpus, config.vcpus_max, config.memory_max_bytes),
+        (2, 8, 512 << 20)
+    );
+    assert_eq!(config.vsock.unwrap().guest_cid, 3);
+    for (pointer, wrong, field) in [
+        ("/cpu/maxCores", json!(1), "cpu.maxCores"),
+        ("/cpu/maxCores", json!(129), "cpu.maxCores"),
+        ("/cpu/maxCores", json!(258), "cpu.maxCores"),
+        ("/memory/maxSizeBytes", json!(268_435_455), "memory.maxSizeBytes"),
+        ("/memory/maxSizeBytes", json!(1_u64 << 40), "memory.maxSizeBytes"),
+        ("/vsock/socket", json!(""), "vsock.socket"),
+        ("/vsock/socket", json!("x".repeat(97)), "vsock.socket"),
+        ("/vsock", json!({"socket": "/a", "guestCid": 2}), "vsock.guestCid"),
+        (
+            "/vsock",
+            json!({"socket": "/a", "guestCid": u32::MAX}),
+            "vsock.guestCid",
+        ),
+    ] {
+        let mut value = value.clone();
+        *value.pointer_mut(pointer).unwrap() = wrong;
+        let error = check_json(value).unwrap_err().to_string();
+        assert!(error.starts_with(field), "{error}");
+    }
+}

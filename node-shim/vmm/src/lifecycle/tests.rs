@@ -16,7 +16,7 @@ fn crash() -> Event {
 #[test]
 fn every_transition() {
     use Action::{End, None as Nothing, PressPowerButton, Report, Restart};
-    use ExitReason::{ForcedOff, GuestCrashed, PoweredOff};
+    use ExitReason::{ForcedOff, GuestCrashed, GuestHung, GuestPanicked, PoweredOff};
     use Phase::{Booting, Ended, PoweringOff, Running};
     let table = [
         (Booting, Event::DriverReady, Running, Report),
@@ -26,6 +26,8 @@ fn every_transition() {
         (Booting, Event::GuestReset, Booting, Restart),
         (Booting, Event::TripleFault, Booting, Restart),
         (Booting, crash(), Ended(GuestCrashed), End(GuestCrashed)),
+        (Booting, Event::Panicked, Ended(GuestPanicked), End(GuestPanicked)),
+        (Booting, Event::WatchdogExpired, Ended(GuestHung), End(GuestHung)),
         (Running, Event::DriverReady, Running, Nothing),
         (Running, Event::StopRequested, PoweringOff, PressPowerButton),
         (Running, Event::GraceExpired, Running, Nothing),
@@ -33,6 +35,8 @@ fn every_transition() {
         (Running, Event::GuestReset, Booting, Restart),
         (Running, Event::TripleFault, Booting, Restart),
         (Running, crash(), Ended(GuestCrashed), End(GuestCrashed)),
+        (Running, Event::Panicked, Ended(GuestPanicked), End(GuestPanicked)),
+        (Running, Event::WatchdogExpired, Ended(GuestHung), End(GuestHung)),
         (PoweringOff, Event::DriverReady, PoweringOff, Nothing),
         (PoweringOff, Event::StopRequested, PoweringOff, Nothing),
         (PoweringOff, Event::GraceExpired, Ended(ForcedOff), End(ForcedOff)),
@@ -40,9 +44,13 @@ fn every_transition() {
         (PoweringOff, Event::GuestReset, Ended(PoweredOff), End(PoweredOff)),
         (PoweringOff, Event::TripleFault, Ended(PoweredOff), End(PoweredOff)),
         (PoweringOff, crash(), Ended(GuestCrashed), End(GuestCrashed)),
+        (PoweringOff, Event::Panicked, Ended(GuestPanicked), End(GuestPanicked)),
+        (PoweringOff, Event::WatchdogExpired, Ended(GuestHung), End(GuestHung)),
         (Ended(ForcedOff), Event::GuestPowerOff, Ended(ForcedOff), Nothing),
         (Ended(ForcedOff), Event::GuestReset, Ended(ForcedOff), Nothing),
         (Ended(ForcedOff), crash(), Ended(ForcedOff), Nothing),
+        (Ended(ForcedOff), Event::Panicked, Ended(ForcedOff), Nothing),
+        (Ended(ForcedOff), Event::WatchdogExpired, Ended(ForcedOff), Nothing),
     ];
     for (phase, event, next, action) in table {
         assert_eq!(at(phase).on(&event, LATE), (at(next), action), "{phase:?} on {event:?}");

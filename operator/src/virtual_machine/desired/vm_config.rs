@@ -24,9 +24,13 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
         version: VERSION,
         name: vm.name.clone(),
         uuid: identity::uuid(&vm.uid).to_string(),
-        cpu: Cpu { cores: vm.cores },
+        cpu: Cpu {
+            cores: vm.cores,
+            max_cores: None,
+        },
         memory: Memory {
             size_bytes: vm.memory_bytes,
+            max_size_bytes: None,
         },
         boot: match &vm.boot {
             BootSource::Kernel(boot) => Boot::Kernel(KernelBoot {
@@ -50,6 +54,7 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
                 .as_ref()
                 .map(|data| text(data, NETWORK_DATA_FILE)),
         }),
+        vsock: None,
         shutdown: Shutdown {
             grace_period_seconds: vm.grace_period_seconds,
         },

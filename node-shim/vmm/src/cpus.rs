@@ -1,0 +1,234 @@
+//! The vCPUs of a running machine, and the controller that plugs and unplugs them.
+//!
+//! A vCPU is made when it is first plugged, and waits as real processors do until the guest starts it by INIT and SIPI. KVM never gives one
+//! up, so one that the guest has ejected stays: its thread waits outside of the guest until the vCPU is plugged again.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::VcpuFd;
+use node_shim_chips::cpus::{Cpus, Effect};
+
+use crate::acpi::hotplug::EVENT_CPUS;
+use crate::bus::BusDevice;
+use crate::cpuid;
+use crate::events::Events;
+use crate::kvm::{KvmError, Vm};
+use crate::lock::lock;
+use crate::log;
+use crate::mailbox::Mailbox;
+use crate::registers::{self, RegisterError};
+use crate::vcpu::{Buses, Parking, Vcpu};
+
+/// Why a vCPU cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CpuError {
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(KvmError),
+    /// Its registers cannot be set.
+    #[error("vCPU {index}: {source}")]
+    Registers {
+        /// The vCPU.
+        index: u8,
+        /// Why.
+        source: RegisterError,
+    },
+    /// The CPUID leaves make no list: a defect.
+    #[error("failed to build the CPUID leaves: {0}")]
+    Cpuid(vmm_sys_util::fam::Error),
+    /// No thread for it, or no interrupt for the guest.
+    #[error("failed to {what} vCPU {index}: {source}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The vCPU.
+        index: u8,
+        /// Why.
+        source: io::Error,
+    },
+    /// More than there can be.
+    #[error("the VM can have 1 to {max} vCPUs, not {wanted}; raise cpu.maxCores and start the VM anew")]
+    Range {
+        /// What was asked for.
+        wanted: u8,
+        /// Most.
+        max: u8,
+    },
+}
+
+struct Running {
+    vcpu: Vcpu,
+    parking: Arc<Parking>,
+}
+
+/// The vCPUs, and the registers of their controller on the port bus.
+pub(crate) struct CpuController {
+    registers: Mutex<Cpus>,
+    /// By index. Taken before `registers` where both are.
+    running: Mutex<Vec<Option<Running>>>,
+    vm: Arc<Vm>,
+    supported: CpuId,
+    max: u8,
+    mailbox: Arc<Mailbox>,
+    events: Arc<Events>,
+    /// Weak: this controller is on them.
+    buses: OnceLock<Weak<Buses>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl CpuController {
+    /// A controller of `max` vCPUs, of which `present` are there from the start. None of them runs.
+    pub(crate) fn new(
+        vm: Arc<Vm>,
+        supported: CpuId,
+        (present, max): (u8, u8),
+        mailbox: Arc<Mailbox>,
+        events: Arc<Events>,
+    ) -> Self {
+        Self {
+            registers: Mutex::new(Cpus::new(present, max)),
+            running: Mutex::new((0..max).map(|_| None).collect()),
+            vm,
+            supported,
+            max,
+            mailbox,
+            events,
+            buses: OnceLock::new(),
+            stop: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// Where the vCPUs' accesses go.
+    pub(crate) fn set_buses(&self, buses: &Arc<Buses>) {
+        // Set once, by the machine that owns both.
+        let _ = self.buses.set(Arc::downgrade(buses));
+    }
+
+    /// Makes a vCPU, which waits for INIT unless it is the first.
+    pub(crate) fn create(&self, index: u8) -> Result<VcpuFd, CpuError> {
+        let vcpu = self.vm.create_vcpu(index).map_err(CpuError::Kvm)?;
+        let leaves = cpuid::for_vcpu(&self.supported, index, self.max).map_err(CpuError::Cpuid)?;
+        vcpu.set_cpuid2(&leaves)
+            .map_err(|source| RegisterError::Ioctl {
+                what: "KVM_SET_CPUID2",
+                source,
+            })
+            .and_then(|()| registers::set_common(&vcpu))
+            .map_err(|source| CpuError::Registers { index, source })?;
+        Ok(vcpu)
+    }
+
+    /// Lets a new vCPU run.
+    pub(crate) fn run(&self, index: u8, vcpu: VcpuFd) -> Result<(), CpuError> {
+        self.run_in(&mut lock(&self.running), index, vcpu)
+    }
+
+    fn run_in(&self, running: &mut [Option<Running>], index: u8, vcpu: VcpuFd) -> Result<(), CpuError> {
+        let host_error = |source| CpuError::Host {
+            what: "start the thread of",
+            index,
+            source,
+        };
+        let buses = self.buses.get().and_then(Weak::upgrade);
+        let buses = buses.ok_or_else(|| host_error(io::ErrorKind::NotConnected.into()))?;
+        let parking = Arc::new(Parking::default());
+        let mailbox = Arc::clone(&self.mailbox);
+        let vcpu = Vcpu::start(
+            index,
+            vcpu,
+            buses,
+            mailbox,
+            Arc::clone(&self.stop),
+            Arc::clone(&parking),
+        );
+        let vcpu = vcpu.map_err(host_error)?;
+        if let Some(slot) = running.get_mut(usize::from(index)) {
+            *slot = Some(Running { vcpu, parking });
+        }
+        Ok(())
+    }
+
+    /// Asks for the first `wanted` vCPUs: those that are missing are plugged at once, those that are too many go when the guest lets them.
+    ///
+    /// # Errors
+    /// When there cannot be so many, or a vCPU cannot be had; then those before it were plugged.
+    #[expect(dead_code, reason = "for the control socket: resize")]
+    pub(crate) fn set(&self, wanted: u8) -> Result<(), CpuError> {
+        if wanted == 0 || wanted > self.max {
+            return Err(CpuError::Range { wanted, max: self.max });
+        }
+        let mut running = lock(&self.running);
+        let change = lock(&self.registers).want(wanted);
+        let mut notify = change.notify;
+        let mut outcome = Ok(());
+        for index in change.plug {
+            outcome = self.bring(&mut running, index);
+            if outcome.is_err() {
+                break;
+            }
+            lock(&self.registers).plug(index);
+            notify = true;
+        }
+        if notify {
+            self.events.raise(EVENT_CPUS).map_err(|source| CpuError::Host {
+                what: "announce",
+                index: wanted,
+                source,
+            })?;
+        }
+        outcome
+    }
+
+    fn bring(&self, running: &mut [Option<Running>], index: u8) -> Result<(), CpuError> {
+        if let Some(Some(parked)) = running.get(usize::from(index)) {
+            parked.parking.release();
+            return Ok(());
+        }
+        let vcpu = self.create(index)?;
+        self.run_in(running, index, vcpu)
+    }
+
+    /// Number of vCPUs that are there.
+    pub(crate) fn present(&self) -> u8 {
+        lock(&self.registers).present()
+    }
+
+    /// Takes every vCPU out of the guest and waits for their threads.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        let running = std::mem::take(&mut *lock(&self.running));
+        for one in running.iter().flatten() {
+            one.parking.wake();
+            one.vcpu.kick();
+        }
+        for one in running.into_iter().flatten() {
+            one.vcpu.join();
+        }
+    }
+}
+
+impl BusDevice for CpuController {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        lock(&self.registers).read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let effect = lock(&self.registers).write(offset, data);
+        match effect {
+            Effect::None | Effect::Outcome { status: 0, .. } => {}
+            Effect::Eject(index) => {
+                if let Some(Some(one)) = lock(&self.running).get(usize::from(index)) {
+                    one.parking.park();
+                    one.vcpu.kick();
+                }
+            }
+            Effect::Outcome { cpu, event, status } => log::line(format_args!(
+                "the guest did not {} vCPU {cpu} (status {status:#x})",
+                if event == 3 { "give up" } else { "take" }
+            )),
+        }
+    }
+}
