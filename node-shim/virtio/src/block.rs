@@ -141,6 +141,13 @@ impl VirtioDevice for Block {
         self.ring = None;
     }
 
+    fn flush(&mut self) -> std::io::Result<()> {
+        if self.engine.storage.read_only() {
+            return Ok(());
+        }
+        self.engine.storage.flush()
+    }
+
     fn save(&self) -> SavedDevice {
         let state = BlockState {
             capacity: self.engine.storage.len(),

@@ -138,6 +138,23 @@ const fn is_local(mac: MacAddress) -> bool {
 
 /// Reads and checks a configuration file.
 pub(crate) fn load(path: &Path) -> Result<CheckedConfig, ConfigError> {
+    check(read(path)?)
+}
+
+/// Checks the configuration in a snapshot, whose disks may be in another scratch directory now; `path` is for messages.
+pub(crate) fn parse(path: &Path, text: &str, scratch: Option<&Path>) -> Result<(VmConfig, CheckedConfig), ConfigError> {
+    let mut config: VmConfig = serde_json::from_str(text).map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source,
+    })?;
+    if let Some(scratch) = scratch {
+        scratch.clone_into(&mut config.scratch);
+    }
+    Ok((config.clone(), check(config)?))
+}
+
+/// Reads a configuration file.
+pub(crate) fn read(path: &Path) -> Result<VmConfig, ConfigError> {
     let read_error = |source| ConfigError::Read {
         path: path.to_owned(),
         source,
@@ -149,11 +166,10 @@ pub(crate) fn load(path: &Path) -> Result<CheckedConfig, ConfigError> {
     if text.len() as u64 > FILE_MAX_BYTES {
         return Err(ConfigError::TooLong { path: path.to_owned() });
     }
-    let config: VmConfig = serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
+    serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
         path: path.to_owned(),
         source,
-    })?;
-    check(config)
+    })
 }
 
 /// Checks a configuration.

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use kvm_ioctls::VcpuFd;
 use node_shim_protocol::ExitReason;
 use node_shim_virtio::device::Memory;
 use vmm_sys_util::eventfd::EventFd;
@@ -21,7 +21,12 @@ use crate::pci::{ConfigPorts, Ecam, PciBus, Window};
 use crate::power::{KeyboardController, PowerManagement};
 use crate::registers::{self, RegisterError};
 use crate::serial::SerialPort;
+use crate::vcpu::gate::Gate;
 use crate::vcpu::{Buses, Vcpu};
+
+pub(crate) mod saved;
+
+use self::saved::SavedMachineError;
 
 /// Why a machine cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,9 @@ pub(crate) enum MachineError {
     /// Two devices are in one place: a defect.
     #[error(transparent)]
     Overlap(Overlap),
+    /// The machine cannot be as it was saved.
+    #[error("failed to restore the VM: {0}")]
+    Saved(SavedMachineError),
     /// No thread for a vCPU.
     #[error("failed to start the thread of vCPU {index}: {source}")]
     Thread {
@@ -64,7 +72,7 @@ impl MachineError {
     pub(crate) fn reason(&self) -> ExitReason {
         match self {
             Self::Boot(_) => ExitReason::InvalidBootSource,
-            Self::Kvm(_) | Self::Registers { .. } | Self::Thread { .. } => ExitReason::HostUnavailable,
+            Self::Kvm(_) | Self::Registers { .. } | Self::Thread { .. } | Self::Saved(_) => ExitReason::HostUnavailable,
             Self::Acpi(_) | Self::Cpuid(_) | Self::Overlap(_) => ExitReason::Internal,
         }
     }
@@ -100,8 +108,16 @@ pub(crate) struct Machine {
     pub(crate) power: Arc<PowerManagement>,
     /// For input.
     pub(crate) serial: Arc<SerialPort>,
+    config_ports: Arc<ConfigPorts>,
     vcpus: Vec<Vcpu>,
-    stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
+}
+
+/// The chips that have state of their own, as devices are not: a reset makes new ones.
+struct Chips {
+    power: Arc<PowerManagement>,
+    serial: Arc<SerialPort>,
+    config_ports: Arc<ConfigPorts>,
 }
 
 impl Machine {
@@ -114,18 +130,21 @@ impl Machine {
             .map_err(MachineError::Boot)?;
         let register_error = |index| move |source| MachineError::Registers { index, source };
         registers::write_boot_tables(&platform.memory, entry).map_err(register_error(0))?;
-
-        let power = Arc::new(PowerManagement::new(
-            Arc::clone(&platform.vm),
-            Arc::clone(&platform.mailbox),
-        ));
-        let serial = Arc::new(SerialPort::new(
-            Arc::clone(&platform.vm),
-            platform.output.clone(),
-            Arc::clone(&platform.input_drained),
-        ));
-        let buses = Arc::new(buses(platform, &power, &serial).map_err(MachineError::Overlap)?);
-
+        let chips = Chips {
+            power: Arc::new(PowerManagement::new(
+                Arc::clone(&platform.vm),
+                Arc::clone(&platform.mailbox),
+            )),
+            serial: Arc::new(SerialPort::new(
+                Arc::clone(&platform.vm),
+                platform.output.clone(),
+                Arc::clone(&platform.input_drained),
+            )),
+            config_ports: Arc::new(ConfigPorts::new(
+                Arc::clone(&platform.pci),
+                Arc::clone(&platform.mailbox),
+            )),
+        };
         let supported = platform.host.supported_cpuid().map_err(MachineError::Kvm)?;
         let mut descriptors = Vec::with_capacity(usize::from(platform.vcpus));
         for index in 0..platform.vcpus {
@@ -143,13 +162,20 @@ impl Machine {
             }
             descriptors.push(vcpu);
         }
+        let machine = Self::spawn(platform, chips, descriptors)?;
+        machine.gate.open();
+        Ok(machine)
+    }
 
-        let stop = Arc::new(AtomicBool::new(false));
+    /// Starts the threads of vCPUs, which wait to be let in.
+    fn spawn(platform: &Platform, chips: Chips, descriptors: Vec<VcpuFd>) -> Result<Self, MachineError> {
+        let buses = Arc::new(buses(platform, &chips).map_err(MachineError::Overlap)?);
         let mut machine = Self {
-            power,
-            serial,
+            power: chips.power,
+            serial: chips.serial,
+            config_ports: chips.config_ports,
             vcpus: Vec::with_capacity(descriptors.len()),
-            stop,
+            gate: Arc::new(Gate::new()),
         };
         for (index, vcpu) in (0..).zip(descriptors) {
             let started = Vcpu::start(
@@ -157,7 +183,7 @@ impl Machine {
                 vcpu,
                 Arc::clone(&buses),
                 Arc::clone(&platform.mailbox),
-                Arc::clone(&machine.stop),
+                Arc::clone(&machine.gate),
             );
             match started {
                 Ok(vcpu) => machine.vcpus.push(vcpu),
@@ -170,20 +196,40 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Takes every vCPU out of the guest, each between two instructions, and waits until they are.
+    pub(crate) fn pause(&self) {
+        self.gate.close();
+        self.kick();
+        self.gate.await_rest();
+    }
+
+    /// Lets the vCPUs go on. Those guests that ask learn that they stood still, so that their watchdogs do not count the time.
+    pub(crate) fn resume(&self) {
+        for vcpu in &self.vcpus {
+            // A guest that has no kvmclock has nothing that could be told.
+            let _ = vcpu.descriptor().kvmclock_ctrl();
+        }
+        self.gate.open();
+    }
+
     /// Takes every vCPU out of the guest and waits for their threads.
     pub(crate) fn stop(self) {
-        self.stop.store(true, Ordering::Release);
-        for vcpu in &self.vcpus {
-            vcpu.kick();
-        }
+        self.gate.stop();
+        self.kick();
         for vcpu in self.vcpus {
             vcpu.join();
+        }
+    }
+
+    fn kick(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.kick();
         }
     }
 }
 
 /// Puts everything in its place: see [`layout`].
-fn buses(platform: &Platform, power: &Arc<PowerManagement>, serial: &Arc<SerialPort>) -> Result<Buses, Overlap> {
+fn buses(platform: &Platform, chips: &Chips) -> Result<Buses, Overlap> {
     let mut memory = Bus::default();
     let range = |start, size| Range { start, size };
     memory.add(
@@ -203,18 +249,15 @@ fn buses(platform: &Platform, power: &Arc<PowerManagement>, serial: &Arc<SerialP
     ports.add(range(layout::KEYBOARD_COMMAND_PORT, 1), keyboard)?;
     ports.add(
         range(layout::COM1, layout::COM1_PORTS),
-        Arc::<SerialPort>::clone(serial),
+        Arc::<SerialPort>::clone(&chips.serial),
     )?;
     ports.add(
         range(layout::PM1A_EVENT, layout::PM1A_PORTS),
-        Arc::<PowerManagement>::clone(power),
+        Arc::<PowerManagement>::clone(&chips.power),
     )?;
     ports.add(
         range(layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_PORTS),
-        Arc::new(ConfigPorts::new(
-            Arc::clone(&platform.pci),
-            Arc::clone(&platform.mailbox),
-        )),
+        Arc::<ConfigPorts>::clone(&chips.config_ports),
     )?;
     Ok(Buses { memory, ports })
 }

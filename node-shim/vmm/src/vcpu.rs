@@ -1,27 +1,33 @@
 //! One thread for each vCPU: it runs the guest until something wants it out.
 //!
-//! To take a vCPU out, `stop` is set and the thread is sent a signal. The handler sets `immediate_exit` in the thread's own
-//! `kvm_run`, so that a signal between the check of `stop` and the start of the guest is not lost
+//! To take a vCPU out, the [`Gate`] is closed and the thread is sent a signal. The handler sets `immediate_exit` in the thread's own
+//! `kvm_run`, so that a signal between the look at the gate and the start of the guest is not lost
 //! (Linux Documentation/virt/kvm/api.rst, section 5).
 
 use std::cell::Cell;
 use std::io;
 use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
+use self::gate::Gate;
 use crate::bus::Bus;
 use crate::lifecycle::Event;
+use crate::lock::lock;
 use crate::mailbox::Mailbox;
 use crate::signals;
 
+pub(crate) mod gate;
+pub(crate) mod saved;
+
 /// A vCPU's thread runs register accesses of devices and little else.
 const STACK_BYTES: usize = 256 * 1024;
+/// Most exits that finishing one instruction takes: an access of 64 bytes to memory that is no RAM is 8 of them.
+const SETTLE_MAX: usize = 32;
 
 thread_local! {
     /// `immediate_exit` in this thread's `kvm_run`, for the signal handler.
@@ -48,31 +54,40 @@ pub(crate) struct Buses {
     pub(crate) ports: Bus,
 }
 
-/// A running vCPU.
+/// A vCPU and its thread.
 pub(crate) struct Vcpu {
     thread: JoinHandle<()>,
+    /// Held by the thread while it is inside of the gate.
+    descriptor: Arc<Mutex<VcpuFd>>,
 }
 
 impl Vcpu {
-    /// Starts the vCPU with this index.
+    /// Starts the thread of the vCPU with this index; it runs the guest once the gate is open.
     pub(crate) fn start(
         index: u8,
         vcpu: VcpuFd,
         buses: Arc<Buses>,
         mailbox: Arc<Mailbox>,
-        stop: Arc<AtomicBool>,
+        gate: Arc<Gate>,
     ) -> io::Result<Self> {
+        let descriptor = Arc::new(Mutex::new(vcpu));
+        let of_thread = Arc::clone(&descriptor);
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK_BYTES)
-            .spawn(move || run(vcpu, &buses, &mailbox, &stop))?;
-        Ok(Self { thread })
+            .spawn(move || run(&of_thread, &buses, &mailbox, &gate))?;
+        Ok(Self { thread, descriptor })
     }
 
-    /// Takes the vCPU out of the guest; `stop` has been set.
+    /// Takes the vCPU out of the guest; the gate has been closed.
     pub(crate) fn kick(&self) {
         // A thread that has ended needs no signal.
         let _ = self.thread.kill(signals::kick_signal());
+    }
+
+    /// The vCPU, which is at rest.
+    pub(crate) fn descriptor(&self) -> MutexGuard<'_, VcpuFd> {
+        lock(&self.descriptor)
     }
 
     /// Waits for the thread's end.
@@ -85,21 +100,48 @@ impl Vcpu {
 /// What one exit means.
 enum Outcome {
     Continue,
+    /// A signal, or `immediate_exit`: the last instruction is finished.
+    Interrupted,
     End(Event),
 }
 
-fn run(mut vcpu: VcpuFd, buses: &Buses, mailbox: &Mailbox, stop: &AtomicBool) {
-    IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
-    while !stop.load(Ordering::Acquire) {
-        match step(&mut vcpu, buses) {
-            Outcome::Continue => {}
-            Outcome::End(event) => {
-                mailbox.send(event);
-                break;
-            }
+fn run(vcpu: &Mutex<VcpuFd>, buses: &Buses, mailbox: &Mailbox, gate: &Gate) {
+    IMMEDIATE_EXIT.set(&raw mut lock(vcpu).get_kvm_run().immediate_exit);
+    while let Some(inside) = gate.enter() {
+        let ended = run_inside(&mut lock(vcpu), buses, gate);
+        if let Some(event) = ended {
+            // Whoever waits for the vCPU's rest finds what it said.
+            mailbox.send(event);
+            break;
         }
+        drop(inside);
     }
     IMMEDIATE_EXIT.set(ptr::null_mut());
+}
+
+/// Runs the guest until the gate is closed, or for good.
+fn run_inside(vcpu: &mut VcpuFd, buses: &Buses, gate: &Gate) -> Option<Event> {
+    while gate.is_open() {
+        match step(vcpu, buses) {
+            Outcome::Continue | Outcome::Interrupted => {}
+            Outcome::End(event) => return Some(event),
+        }
+    }
+    settle(vcpu, buses)
+}
+
+/// Finishes the instruction whose access to a device was the last exit: only then are the registers those of a place between two
+/// instructions (api.rst, the note at `KVM_EXIT_IO`).
+fn settle(vcpu: &mut VcpuFd, buses: &Buses) -> Option<Event> {
+    for _ in 0..SETTLE_MAX {
+        vcpu.set_kvm_immediate_exit(1);
+        match step(vcpu, buses) {
+            Outcome::Continue => {}
+            Outcome::Interrupted => break,
+            Outcome::End(event) => return Some(event),
+        }
+    }
+    None
 }
 
 /// Runs the guest until its next exit.
@@ -114,7 +156,7 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses) -> Outcome {
         Err(error) => match error.errno() {
             libc::EINTR => {
                 vcpu.set_kvm_immediate_exit(0);
-                return Outcome::Continue;
+                return Outcome::Interrupted;
             }
             libc::EAGAIN => return Outcome::Continue,
             _ => format!("KVM_RUN failed: {error}"),

@@ -1,12 +1,12 @@
 //! Construction of a VM, in one linear order:
 //!
-//! 1. the configuration, checked;
+//! 1. the configuration, checked: a file, or what a snapshot has;
 //! 2. kernel and initrd opened and looked at;
 //! 3. disks and the cloud-init seed opened;
 //! 4. KVM and taps: from the node agent, or opened here;
 //! 5. guest memory and the VM;
 //! 6. virtio devices on the PCI bus;
-//! 7. the console.
+//! 7. the console and the control socket.
 //!
 //! Everything that can be wrong with what the user gave comes before anything that the host gives, so that the same mistake always
 //! ends the same way.
@@ -14,10 +14,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use node_shim_protocol::ExitReason;
 use node_shim_protocol::agent::InterfaceRequest;
 use node_shim_protocol::config::Binding;
+use node_shim_protocol::{ExitReason, VmConfig};
 use node_shim_virtio::net::Net;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,11 +26,12 @@ use crate::agent::{self, AgentError, Link};
 use crate::boot::{BootError, BootSource};
 use crate::config::{self, CheckedConfig, ConfigError};
 use crate::console::Output;
+use crate::control::{ControlError, Server};
 use crate::devices::disk::DiskError;
 use crate::devices::network::NetworkError;
 use crate::devices::seed::CloudInitError;
 use crate::devices::{self, disk, network, seed};
-use crate::event_loop::{self, Ending, RunError};
+use crate::event_loop::{self, Ending, Identity, RunError, Supervisor};
 use crate::kvm::{Host, KvmError};
 use crate::machine::Platform;
 use crate::mailbox::Mailbox;
@@ -37,6 +39,8 @@ use crate::memory::{self, MemoryError};
 use crate::pci::{PciBus, TooManyFunctions};
 use crate::poll::Poll;
 use crate::signals::{self, StopSignals};
+use crate::snapshot::SnapshotError;
+use crate::snapshot::folder::{self, Opened};
 use crate::{log, terminal};
 
 /// Why there is no VM, or no longer one.
@@ -90,6 +94,12 @@ pub(crate) enum VmmError {
         /// Why not.
         source: io::Error,
     },
+    /// There is no control socket.
+    #[error(transparent)]
+    Control(ControlError),
+    /// The snapshot cannot be restored.
+    #[error(transparent)]
+    Snapshot(SnapshotError),
     /// The VM ended by an error.
     #[error(transparent)]
     Run(RunError),
@@ -114,7 +124,9 @@ impl VmmError {
             | Self::Kvm(_)
             | Self::Vcpus { .. }
             | Self::Memory(_)
+            | Self::Control(_)
             | Self::Host { .. } => ExitReason::HostUnavailable,
+            Self::Snapshot(error) => error.reason(),
             Self::Run(error) => error.reason(),
         }
     }
@@ -122,10 +134,66 @@ impl VmmError {
 
 /// What the command line says.
 pub(crate) struct Options {
-    /// The configuration file.
-    pub(crate) config: PathBuf,
+    /// What the VM starts from.
+    pub(crate) origin: Origin,
     /// The node agent's socket.
     pub(crate) agent: Option<PathBuf>,
+    /// Where to listen for requests.
+    pub(crate) control: Option<PathBuf>,
+    /// When the process started.
+    pub(crate) started: Instant,
+}
+
+/// What a VM starts from.
+pub(crate) enum Origin {
+    /// A configuration file.
+    Config(PathBuf),
+    /// A snapshot's folder.
+    Snapshot {
+        /// The folder.
+        folder: PathBuf,
+        /// Where the files of its disks go, if not where they were.
+        scratch: Option<PathBuf>,
+    },
+}
+
+/// A configuration, and what a snapshot has beside it.
+struct Start {
+    /// For snapshots.
+    text: String,
+    config: CheckedConfig,
+    snapshot: Option<Opened>,
+}
+
+fn start(origin: &Origin) -> Result<Start, VmmError> {
+    let json = |config: &VmConfig| serde_json::to_string(config).unwrap_or_default();
+    match origin {
+        Origin::Config(path) => {
+            let config = config::read(path).map_err(VmmError::Config)?;
+            Ok(Start {
+                text: json(&config),
+                config: config::check(config).map_err(VmmError::Config)?,
+                snapshot: None,
+            })
+        }
+        Origin::Snapshot { folder, scratch } => {
+            let snapshot = folder::open(folder).map_err(VmmError::Snapshot)?;
+            let parsed = config::parse(folder, &snapshot.state.config, scratch.as_deref());
+            let (config, checked) = parsed.map_err(VmmError::Config)?;
+            if checked.memory_bytes != snapshot.state.memory_bytes {
+                return Err(VmmError::Snapshot(SnapshotError::Inconsistent {
+                    what: "memory",
+                    problem: "is not as large as its configuration says".to_owned(),
+                }));
+            }
+            snapshot.copy_disks(&checked.scratch).map_err(VmmError::Snapshot)?;
+            Ok(Start {
+                text: json(&config),
+                config: checked,
+                snapshot: Some(snapshot),
+            })
+        }
+    }
 }
 
 /// Runs a VM from its configuration to its end.
@@ -134,7 +202,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let signals = StopSignals::block().map_err(host_error("block signals"))?;
     signals::install_kick_handler().map_err(host_error("install a signal handler"))?;
 
-    let config = config::load(&options.config).map_err(VmmError::Config)?;
+    let Start { text, config, snapshot } = start(&options.origin)?;
     let boot = BootSource::open(&config.boot).map_err(VmmError::Boot)?;
     let disks = disk::open_all(&config).map_err(VmmError::Disk)?;
     let seed = config.cloud_init.as_ref().map(seed::disk).transpose();
@@ -148,7 +216,11 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         });
     }
 
-    let memory = memory::map(config.memory_bytes).map_err(VmmError::Memory)?;
+    let memory = match &snapshot {
+        None => memory::map(config.memory_bytes),
+        Some(snapshot) => memory::map_file(config.memory_bytes, &snapshot.memory),
+    };
+    let memory = memory.map_err(VmmError::Memory)?;
     let vm = host.create_vm(&memory).map_err(VmmError::Kvm)?;
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
@@ -161,6 +233,8 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
     let output = stdout.map_err(io::Error::from).and_then(Output::start);
     let output = output.map_err(host_error("start the console"))?;
+    let control = options.control.as_deref().map(Server::bind).transpose();
+    let control = control.map_err(VmmError::Control)?;
     let input_drained =
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host_error("create an eventfd"))?;
     let platform = Platform {
@@ -176,13 +250,29 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         mailbox,
     };
     log::line(format_args!(
-        "starting `{}`: {} vCPUs, {} MiB",
+        "{} `{}`: {} vCPUs, {} MiB",
+        if snapshot.is_some() { "restoring" } else { "starting" },
         config.name,
         config.vcpus,
         config.memory_bytes >> 20
     ));
     terminal::make_raw();
-    event_loop::run(platform, poll, signals, agent, config.grace).map_err(VmmError::Run)
+    let supervisor = Supervisor {
+        poll,
+        signals,
+        agent,
+        control,
+        grace: config.grace,
+        identity: Identity {
+            disk_files: disk::file_names(&config),
+            name: config.name,
+            config: text,
+            scratch: config.scratch,
+            started: options.started,
+        },
+        restored: snapshot.map(|snapshot| Box::new(snapshot.state)),
+    };
+    event_loop::run(platform, supervisor).map_err(VmmError::Run)
 }
 
 /// What only the host can give.

@@ -53,6 +53,24 @@ pub(crate) fn open_all(config: &CheckedConfig) -> Result<Vec<Block>, DiskError> 
     disks.map(|(index, disk)| open_disk(config, index, disk)).collect()
 }
 
+/// Names of the files in the scratch directory that have the contents of disks, for copies of them.
+pub(crate) fn file_names(config: &CheckedConfig) -> Vec<String> {
+    let names = config.disks.iter().flat_map(|disk| match &disk.source {
+        DiskSource::Image { .. } if disk.read_only => Vec::new(),
+        DiskSource::Image { .. } => vec![overlay_name(disk), format!("{}.map", overlay_name(disk))],
+        DiskSource::Empty { .. } => vec![empty_name(disk)],
+    });
+    names.collect()
+}
+
+fn overlay_name(disk: &Disk) -> String {
+    format!("{}.overlay", disk.name)
+}
+
+fn empty_name(disk: &Disk) -> String {
+    format!("{}.raw", disk.name)
+}
+
 fn open_disk(config: &CheckedConfig, index: usize, disk: &Disk) -> Result<Block, DiskError> {
     let storage_error = |source| DiskError::Storage {
         disk: disk.name.clone(),
@@ -68,12 +86,12 @@ fn open_disk(config: &CheckedConfig, index: usize, disk: &Disk) -> Result<Block,
             if disk.read_only {
                 Box::new(image)
             } else {
-                let overlay = config.scratch.join(format!("{}.overlay", disk.name));
+                let overlay = config.scratch.join(overlay_name(disk));
                 Box::new(OverlayStorage::open(image, &overlay).map_err(storage_error)?)
             }
         }
         DiskSource::Empty { size_bytes } => {
-            let path = config.scratch.join(format!("{}.raw", disk.name));
+            let path = config.scratch.join(empty_name(disk));
             Box::new(FileStorage::open_or_create(&path, *size_bytes).map_err(storage_error)?)
         }
     };

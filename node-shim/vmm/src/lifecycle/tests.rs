@@ -50,6 +50,125 @@ fn every_transition() {
 }
 
 #[test]
+fn every_transition_of_a_vm_that_stands_still() {
+    use Action::{None as Nothing, Pause, Refuse, Report, Restart, Resume, ResumeAndPressPowerButton, Save};
+    use Phase::{Booting, Ended, Paused, PoweringOff, Running, Saving};
+    let paused = |booted| Paused { booted };
+    let saving = |booted, then| Saving { booted, then };
+    let snapshot = |stay_paused| Event::SnapshotRequested { stay_paused };
+    let off = ExitReason::ForcedOff;
+    let table = [
+        (Booting, Event::PauseRequested, paused(false), Pause),
+        (Running, Event::PauseRequested, paused(true), Pause),
+        (paused(true), Event::PauseRequested, paused(true), Nothing),
+        (
+            saving(true, AfterSaving::Resume),
+            Event::PauseRequested,
+            saving(true, AfterSaving::Resume),
+            Refuse(Refusal::Saving),
+        ),
+        (
+            PoweringOff,
+            Event::PauseRequested,
+            PoweringOff,
+            Refuse(Refusal::PoweringOff),
+        ),
+        (paused(false), Event::ResumeRequested, Booting, Resume),
+        (paused(true), Event::ResumeRequested, Running, Resume),
+        (Running, Event::ResumeRequested, Running, Nothing),
+        (PoweringOff, Event::ResumeRequested, PoweringOff, Nothing),
+        (
+            saving(true, AfterSaving::StayPaused),
+            Event::ResumeRequested,
+            saving(true, AfterSaving::StayPaused),
+            Refuse(Refusal::Saving),
+        ),
+        (Booting, snapshot(false), saving(false, AfterSaving::Resume), Save),
+        (Running, snapshot(false), saving(true, AfterSaving::Resume), Save),
+        (Running, snapshot(true), saving(true, AfterSaving::StayPaused), Save),
+        (
+            paused(true),
+            snapshot(false),
+            saving(true, AfterSaving::StayPaused),
+            Save,
+        ),
+        (
+            saving(true, AfterSaving::Resume),
+            snapshot(false),
+            saving(true, AfterSaving::Resume),
+            Refuse(Refusal::Saving),
+        ),
+        (PoweringOff, snapshot(false), PoweringOff, Refuse(Refusal::PoweringOff)),
+        (
+            saving(false, AfterSaving::Resume),
+            Event::SnapshotEnded,
+            Booting,
+            Resume,
+        ),
+        (saving(true, AfterSaving::Resume), Event::SnapshotEnded, Running, Resume),
+        (
+            saving(true, AfterSaving::StayPaused),
+            Event::SnapshotEnded,
+            paused(true),
+            Nothing,
+        ),
+        (
+            saving(true, AfterSaving::PowerOff),
+            Event::SnapshotEnded,
+            PoweringOff,
+            ResumeAndPressPowerButton,
+        ),
+        (Running, Event::SnapshotEnded, Running, Nothing),
+        (
+            paused(true),
+            Event::StopRequested,
+            PoweringOff,
+            ResumeAndPressPowerButton,
+        ),
+        (
+            saving(true, AfterSaving::Resume),
+            Event::StopRequested,
+            saving(true, AfterSaving::PowerOff),
+            Nothing,
+        ),
+        (
+            saving(true, AfterSaving::StayPaused),
+            Event::StopRequested,
+            saving(true, AfterSaving::PowerOff),
+            Nothing,
+        ),
+        (paused(true), Event::GraceExpired, paused(true), Nothing),
+        (paused(false), Event::DriverReady, paused(true), Report),
+        (paused(true), Event::OffRequested, Ended(off), Action::End(off)),
+        (Running, Event::OffRequested, Ended(off), Action::End(off)),
+        (PoweringOff, Event::OffRequested, Ended(off), Action::End(off)),
+        (
+            saving(true, AfterSaving::Resume),
+            Event::OffRequested,
+            saving(true, AfterSaving::Resume),
+            Refuse(Refusal::Saving),
+        ),
+        (Running, Event::ResetRequested, Booting, Restart),
+        (
+            paused(true),
+            Event::ResetRequested,
+            paused(true),
+            Refuse(Refusal::Paused),
+        ),
+        (
+            PoweringOff,
+            Event::ResetRequested,
+            PoweringOff,
+            Refuse(Refusal::PoweringOff),
+        ),
+        (Ended(off), Event::ResetRequested, Ended(off), Nothing),
+    ];
+    for (phase, event, next, action) in table {
+        assert_eq!(at(phase).on(&event, LATE), (at(next), action), "{phase:?} on {event:?}");
+    }
+}
+
+#[test]
 fn early_resets_in_a_row_are_a_crash() {
     for event in [Event::TripleFault, Event::GuestReset] {
         let mut state = VmState::new();
@@ -82,6 +201,12 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::GuestReset),
         Just(Event::TripleFault),
         Just(crash()),
+        Just(Event::PauseRequested),
+        Just(Event::ResumeRequested),
+        any::<bool>().prop_map(|stay_paused| Event::SnapshotRequested { stay_paused }),
+        Just(Event::SnapshotEnded),
+        Just(Event::OffRequested),
+        Just(Event::ResetRequested),
     ]
 }
 
@@ -99,7 +224,25 @@ proptest! {
                     matches!(next.phase, Phase::PoweringOff | Phase::Ended(_)),
                     "{:?} on {:?}", next, event
                 ),
-                Phase::Booting | Phase::Running => {}
+                Phase::Saving { then: AfterSaving::PowerOff, .. } => prop_assert!(
+                    matches!(
+                        next.phase,
+                        Phase::Saving { then: AfterSaving::PowerOff, .. } | Phase::PoweringOff | Phase::Ended(_) | Phase::Booting
+                    ),
+                    "{:?} on {:?}", next, event
+                ),
+                Phase::Booting | Phase::Running | Phase::Paused { .. } | Phase::Saving { .. } => {}
+            }
+            // vCPUs start and stop only together with the state that says so.
+            let still = |state: VmState| matches!(state.phase, Phase::Paused { .. } | Phase::Saving { .. });
+            match action {
+                Action::Pause => prop_assert!(!still(state) && still(next)),
+                Action::Save => prop_assert!(still(next)),
+                Action::Resume | Action::ResumeAndPressPowerButton => prop_assert!(still(state) && !still(next)),
+                Action::Restart | Action::End(_) => prop_assert!(!still(next)),
+                Action::None | Action::Report | Action::PressPowerButton | Action::Refuse(_) => {
+                    prop_assert_eq!(still(state), still(next));
+                }
             }
             prop_assert_eq!(matches!(next.phase, Phase::Ended(_)) && next != state, matches!(action, Action::End(_)));
             state = next;

@@ -1,0 +1,167 @@
+//! Saving and restoring a machine that stands still.
+
+use std::sync::Arc;
+
+use node_shim_virtio::state::RestoreError;
+
+use super::{Chips, Machine, MachineError, Platform};
+use crate::kvm::{KvmError, saved};
+use crate::pci::ConfigPorts;
+use crate::power::PowerManagement;
+use crate::serial::SerialPort;
+use crate::snapshot::cpu;
+use crate::snapshot::state::{ChipsState, ClockState, PowerState, SerialState, VcpuState, VmState};
+use crate::vcpu::saved::{self as vcpu_saved, VcpuStateError};
+
+/// Why a machine cannot be saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SavedMachineError {
+    /// KVM refused.
+    #[error(transparent)]
+    Kvm(KvmError),
+    /// A vCPU cannot be saved or restored.
+    #[error("vCPU {index}: {source}")]
+    Vcpu {
+        /// The vCPU.
+        index: usize,
+        /// Why.
+        source: VcpuStateError,
+    },
+    /// A device cannot be restored.
+    #[error(transparent)]
+    Device(RestoreError),
+    /// A disk cannot be flushed.
+    #[error("failed to flush {device}: {source}")]
+    Flush {
+        /// The device.
+        device: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The processor does not fit.
+    #[error(transparent)]
+    Cpu(cpu::CpuError),
+    /// The state is not one of this VM.
+    #[error("the snapshot is damaged: {0}; use another snapshot")]
+    Invalid(String),
+}
+
+/// What a machine has beside memory and disks.
+pub(crate) struct MachineState {
+    pub(crate) clock: ClockState,
+    pub(crate) chips: ChipsState,
+    pub(crate) vcpus: Vec<VcpuState>,
+    pub(crate) serial: SerialState,
+    pub(crate) power: PowerState,
+    pub(crate) pci_address: u32,
+    pub(crate) functions: Vec<node_shim_virtio::pci::VirtioPciState>,
+}
+
+impl Machine {
+    /// The state of the machine, which is at rest ([`Machine::pause`]), as its devices are. What disks hold back is in their files
+    /// afterwards.
+    pub(crate) fn save(&self, platform: &Platform) -> Result<MachineState, SavedMachineError> {
+        let vm = &platform.vm;
+        for function in platform.pci.functions() {
+            function.flush().map_err(|source| SavedMachineError::Flush {
+                device: function.name().to_owned(),
+                source,
+            })?;
+        }
+        let msrs = platform.host.msr_indices().map_err(SavedMachineError::Kvm)?;
+        let host = vcpu_saved::Host {
+            msrs: &msrs,
+            xsave_bytes: vm.xsave_bytes(),
+        };
+        let mut vcpus = Vec::with_capacity(self.vcpus.len());
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let state = vcpu_saved::save(&vcpu.descriptor(), &host);
+            vcpus.push(state.map_err(|source| SavedMachineError::Vcpu { index, source })?);
+        }
+        let first = self.vcpus.first().map(crate::vcpu::Vcpu::descriptor);
+        let first = first.ok_or_else(|| SavedMachineError::Invalid("it has no vCPU".to_owned()))?;
+        Ok(MachineState {
+            clock: vm.save_clock(&first).map_err(SavedMachineError::Kvm)?,
+            chips: vm.save_chips().map_err(SavedMachineError::Kvm)?,
+            vcpus,
+            serial: self.serial.save(),
+            power: self.power.save(),
+            pci_address: self.config_ports.address(),
+            functions: platform
+                .pci
+                .functions()
+                .iter()
+                .map(|function| function.save())
+                .collect(),
+        })
+    }
+
+    /// A machine as it was saved, at rest; its memory and its disks are the saved ones. Devices come last: their interrupts go to local
+    /// APICs that are there.
+    pub(crate) fn restore(platform: &Platform, state: &VmState) -> Result<Self, MachineError> {
+        let descriptors = restore_vcpus(platform, state).map_err(MachineError::Saved)?;
+        let power = PowerManagement::new(Arc::clone(&platform.vm), Arc::clone(&platform.mailbox));
+        power.restore(state.power);
+        let serial = SerialPort::restore(
+            Arc::clone(&platform.vm),
+            platform.output.clone(),
+            Arc::clone(&platform.input_drained),
+            &state.serial,
+        );
+        let serial = serial.map_err(|what| MachineError::Saved(SavedMachineError::Invalid(what)))?;
+        let config_ports = ConfigPorts::new(Arc::clone(&platform.pci), Arc::clone(&platform.mailbox));
+        config_ports.set_address(state.pci_address);
+        let chips = Chips {
+            power: Arc::new(power),
+            serial: Arc::new(serial),
+            config_ports: Arc::new(config_ports),
+        };
+        let functions = platform.pci.functions();
+        if functions.len() != state.functions.len() {
+            let what = format!("it has {} devices and not {}", state.functions.len(), functions.len());
+            return Err(MachineError::Saved(SavedMachineError::Invalid(what)));
+        }
+        for (function, saved) in functions.iter().zip(&state.functions) {
+            let restored = function.restore(saved).map_err(SavedMachineError::Device);
+            restored.map_err(MachineError::Saved)?;
+        }
+        Self::spawn(platform, chips, descriptors)
+    }
+}
+
+fn restore_vcpus(platform: &Platform, state: &VmState) -> Result<Vec<kvm_ioctls::VcpuFd>, SavedMachineError> {
+    let vm = &platform.vm;
+    if state.vcpus.len() != usize::from(platform.vcpus) {
+        let what = format!("it has {} vCPUs and not {}", state.vcpus.len(), platform.vcpus);
+        return Err(SavedMachineError::Invalid(what));
+    }
+    let supported = platform.host.supported_cpuid().map_err(SavedMachineError::Kvm)?;
+    for vcpu in &state.vcpus {
+        cpu::check(&vcpu.cpuid, supported.as_slice()).map_err(SavedMachineError::Cpu)?;
+    }
+    let host = vcpu_saved::Host {
+        msrs: &[],
+        xsave_bytes: vm.xsave_bytes(),
+    };
+    let mut descriptors = Vec::with_capacity(state.vcpus.len());
+    for index in 0..platform.vcpus {
+        descriptors.push(vm.create_vcpu(index).map_err(SavedMachineError::Kvm)?);
+    }
+    for vcpu in &descriptors {
+        vm.restore_tsc_speed(vcpu, &state.clock)
+            .map_err(SavedMachineError::Kvm)?;
+    }
+    vm.restore_chips(&state.chips).map_err(SavedMachineError::Kvm)?;
+    let vcpus = || descriptors.iter().zip(&state.vcpus).enumerate();
+    for (index, (vcpu, saved)) in vcpus() {
+        let restored = vcpu_saved::restore(vcpu, saved, &host);
+        restored.map_err(|source| SavedMachineError::Vcpu { index, source })?;
+    }
+    let elapsed = saved::ticks(state.clock.tsc_khz, saved::elapsed_ns(&state.clock, saved::now_ns()));
+    for (index, (vcpu, saved)) in vcpus() {
+        let restored = vcpu_saved::restore_time(vcpu, saved, elapsed);
+        restored.map_err(|source| SavedMachineError::Vcpu { index, source })?;
+    }
+    vm.restore_clock(&state.clock).map_err(SavedMachineError::Kvm)?;
+    Ok(descriptors)
+}
