@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_ioctls::VcpuFd;
 use node_shim_protocol::ExitReason;
 use node_shim_virtio::device::Memory;
 use vmm_sys_util::eventfd::EventFd;
@@ -22,7 +21,7 @@ use crate::power::{KeyboardController, PowerManagement};
 use crate::registers::{self, RegisterError};
 use crate::serial::SerialPort;
 use crate::vcpu::gate::Gate;
-use crate::vcpu::{Buses, Vcpu};
+use crate::vcpu::{Buses, Processor, Vcpu};
 
 pub(crate) mod saved;
 
@@ -146,7 +145,7 @@ impl Machine {
             )),
         };
         let supported = platform.host.supported_cpuid().map_err(MachineError::Kvm)?;
-        let mut descriptors = Vec::with_capacity(usize::from(platform.vcpus));
+        let mut processors = Vec::with_capacity(usize::from(platform.vcpus));
         for index in 0..platform.vcpus {
             let vcpu = platform.vm.create_vcpu(index).map_err(MachineError::Kvm)?;
             let leaves = cpuid::for_vcpu(&supported, index, platform.vcpus).map_err(MachineError::Cpuid)?;
@@ -160,27 +159,30 @@ impl Machine {
             if index == 0 {
                 registers::set_boot_processor(&vcpu, entry).map_err(register_error(index))?;
             }
-            descriptors.push(vcpu);
+            processors.push(Processor {
+                descriptor: vcpu,
+                cpuid: leaves.as_slice().to_vec(),
+            });
         }
-        let machine = Self::spawn(platform, chips, descriptors)?;
+        let machine = Self::spawn(platform, chips, processors)?;
         machine.gate.open();
         Ok(machine)
     }
 
     /// Starts the threads of vCPUs, which wait to be let in.
-    fn spawn(platform: &Platform, chips: Chips, descriptors: Vec<VcpuFd>) -> Result<Self, MachineError> {
+    fn spawn(platform: &Platform, chips: Chips, processors: Vec<Processor>) -> Result<Self, MachineError> {
         let buses = Arc::new(buses(platform, &chips).map_err(MachineError::Overlap)?);
         let mut machine = Self {
             power: chips.power,
             serial: chips.serial,
             config_ports: chips.config_ports,
-            vcpus: Vec::with_capacity(descriptors.len()),
+            vcpus: Vec::with_capacity(processors.len()),
             gate: Arc::new(Gate::new()),
         };
-        for (index, vcpu) in (0..).zip(descriptors) {
+        for (index, processor) in (0..).zip(processors) {
             let started = Vcpu::start(
                 index,
-                vcpu,
+                processor,
                 Arc::clone(&buses),
                 Arc::clone(&platform.mailbox),
                 Arc::clone(&machine.gate),

@@ -13,7 +13,6 @@ use std::thread::{self, JoinHandle};
 use node_shim_protocol::ExitReason;
 use node_shim_virtio::device::Memory;
 
-use self::cpu::CpuError;
 use self::state::FormatError;
 use crate::lifecycle::Event;
 use crate::mailbox::Mailbox;
@@ -53,9 +52,6 @@ pub(crate) enum SnapshotError {
         /// What is wrong.
         source: FormatError,
     },
-    /// The processor does not fit.
-    #[error(transparent)]
-    Cpu(CpuError),
     /// The state and its own configuration disagree.
     #[error("the snapshot is damaged: its {what} {problem}; use another snapshot")]
     Inconsistent {
@@ -70,7 +66,7 @@ impl SnapshotError {
     /// For the exit code.
     pub(crate) fn reason(&self) -> ExitReason {
         match self {
-            Self::Io { .. } | Self::Exists(_) | Self::DiskExists(_) | Self::Cpu(_) => ExitReason::HostUnavailable,
+            Self::Io { .. } | Self::Exists(_) | Self::DiskExists(_) => ExitReason::HostUnavailable,
             Self::Name(_) | Self::Format { .. } | Self::Inconsistent { .. } => ExitReason::InvalidConfig,
         }
     }

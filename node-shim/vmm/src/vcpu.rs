@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_cpuid_entry2};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
@@ -54,29 +54,44 @@ pub(crate) struct Buses {
     pub(crate) ports: Bus,
 }
 
+/// A vCPU in KVM, and what CPUID tells its guest.
+pub(crate) struct Processor {
+    /// The vCPU.
+    pub(crate) descriptor: VcpuFd,
+    /// As it was set. What `KVM_GET_CPUID2` says may be something else: `KVM_PVM` adds what the host's processor has.
+    pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
+}
+
 /// A vCPU and its thread.
 pub(crate) struct Vcpu {
     thread: JoinHandle<()>,
     /// Held by the thread while it is inside of the gate.
     descriptor: Arc<Mutex<VcpuFd>>,
+    /// What CPUID tells the guest.
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 impl Vcpu {
     /// Starts the thread of the vCPU with this index; it runs the guest once the gate is open.
     pub(crate) fn start(
         index: u8,
-        vcpu: VcpuFd,
+        processor: Processor,
         buses: Arc<Buses>,
         mailbox: Arc<Mailbox>,
         gate: Arc<Gate>,
     ) -> io::Result<Self> {
-        let descriptor = Arc::new(Mutex::new(vcpu));
+        let Processor { descriptor, cpuid } = processor;
+        let descriptor = Arc::new(Mutex::new(descriptor));
         let of_thread = Arc::clone(&descriptor);
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK_BYTES)
             .spawn(move || run(&of_thread, &buses, &mailbox, &gate))?;
-        Ok(Self { thread, descriptor })
+        Ok(Self {
+            thread,
+            descriptor,
+            cpuid,
+        })
     }
 
     /// Takes the vCPU out of the guest; the gate has been closed.
@@ -88,6 +103,11 @@ impl Vcpu {
     /// The vCPU, which is at rest.
     pub(crate) fn descriptor(&self) -> MutexGuard<'_, VcpuFd> {
         lock(&self.descriptor)
+    }
+
+    /// What CPUID tells the guest.
+    pub(crate) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
     }
 
     /// Waits for the thread's end.

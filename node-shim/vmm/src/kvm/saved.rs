@@ -93,7 +93,7 @@ impl Vm {
     }
 
     /// Starts or ends KVM's log of the pages that the guest writes.
-    #[cfg_attr(not(test), expect(dead_code, reason = "live migration will use it"))]
+    #[allow(dead_code, reason = "live migration will use it")]
     pub(crate) fn log_dirty_pages(&self, on: bool) -> Result<(), KvmError> {
         let fd = self.fd();
         for mut slot in memory_slots(&self.memory) {
@@ -106,7 +106,7 @@ impl Vm {
     }
 
     /// For each region of guest memory, one bit for each page that was written since the last call.
-    #[cfg_attr(not(test), expect(dead_code, reason = "live migration will use it"))]
+    #[allow(dead_code, reason = "live migration will use it")]
     pub(crate) fn take_dirty_pages(&self) -> Result<Vec<Vec<u64>>, KvmError> {
         let fd = self.fd();
         let slots = memory_slots(&self.memory);

@@ -11,6 +11,7 @@ use crate::power::PowerManagement;
 use crate::serial::SerialPort;
 use crate::snapshot::cpu;
 use crate::snapshot::state::{ChipsState, ClockState, PowerState, SerialState, VcpuState, VmState};
+use crate::vcpu::Processor;
 use crate::vcpu::saved::{self as vcpu_saved, VcpuStateError};
 
 /// Why a machine cannot be saved or restored.
@@ -75,7 +76,7 @@ impl Machine {
         };
         let mut vcpus = Vec::with_capacity(self.vcpus.len());
         for (index, vcpu) in self.vcpus.iter().enumerate() {
-            let state = vcpu_saved::save(&vcpu.descriptor(), &host);
+            let state = vcpu_saved::save(&vcpu.descriptor(), vcpu.cpuid(), &host);
             vcpus.push(state.map_err(|source| SavedMachineError::Vcpu { index, source })?);
         }
         let first = self.vcpus.first().map(crate::vcpu::Vcpu::descriptor);
@@ -99,7 +100,7 @@ impl Machine {
     /// A machine as it was saved, at rest; its memory and its disks are the saved ones. Devices come last: their interrupts go to local
     /// APICs that are there.
     pub(crate) fn restore(platform: &Platform, state: &VmState) -> Result<Self, MachineError> {
-        let descriptors = restore_vcpus(platform, state).map_err(MachineError::Saved)?;
+        let processors = restore_vcpus(platform, state).map_err(MachineError::Saved)?;
         let power = PowerManagement::new(Arc::clone(&platform.vm), Arc::clone(&platform.mailbox));
         power.restore(state.power);
         let serial = SerialPort::restore(
@@ -125,11 +126,11 @@ impl Machine {
             let restored = function.restore(saved).map_err(SavedMachineError::Device);
             restored.map_err(MachineError::Saved)?;
         }
-        Self::spawn(platform, chips, descriptors)
+        Self::spawn(platform, chips, processors)
     }
 }
 
-fn restore_vcpus(platform: &Platform, state: &VmState) -> Result<Vec<kvm_ioctls::VcpuFd>, SavedMachineError> {
+fn restore_vcpus(platform: &Platform, state: &VmState) -> Result<Vec<Processor>, SavedMachineError> {
     let vm = &platform.vm;
     if state.vcpus.len() != usize::from(platform.vcpus) {
         let what = format!("it has {} vCPUs and not {}", state.vcpus.len(), platform.vcpus);
@@ -163,5 +164,10 @@ fn restore_vcpus(platform: &Platform, state: &VmState) -> Result<Vec<kvm_ioctls:
         restored.map_err(|source| SavedMachineError::Vcpu { index, source })?;
     }
     vm.restore_clock(&state.clock).map_err(SavedMachineError::Kvm)?;
-    Ok(descriptors)
+    let processors = descriptors.into_iter().zip(&state.vcpus);
+    let processors = processors.map(|(descriptor, saved)| Processor {
+        descriptor,
+        cpuid: saved.cpuid.clone(),
+    });
+    Ok(processors.collect())
 }

@@ -1,7 +1,7 @@
 //! Saving and restoring one vCPU (Linux Documentation/virt/kvm/api.rst). The order counts: what KVM has on its way is flushed into the
 //! state by `KVM_GET_MP_STATE`, and a timer's deadline means something only to a local APIC that is there.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_msr_entry, kvm_xsave};
+use kvm_bindings::{CpuId, Msrs, Xsave, kvm_cpuid_entry2, kvm_msr_entry, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 
 use crate::snapshot::state::VcpuState;
@@ -72,8 +72,8 @@ pub(crate) struct Host<'a> {
     pub(crate) xsave_bytes: usize,
 }
 
-/// The state of a vCPU that is at rest.
-pub(crate) fn save(vcpu: &VcpuFd, host: &Host<'_>) -> Result<VcpuState, VcpuStateError> {
+/// The state of a vCPU that is at rest, whose guest was told `cpuid`.
+pub(crate) fn save(vcpu: &VcpuFd, cpuid: &[kvm_cpuid_entry2], host: &Host<'_>) -> Result<VcpuState, VcpuStateError> {
     let mp_state = ioctl("KVM_GET_MP_STATE", vcpu.get_mp_state())?;
     let regs = ioctl("KVM_GET_REGS", vcpu.get_regs())?;
     let sregs = ioctl("KVM_GET_SREGS", vcpu.get_sregs())?;
@@ -87,9 +87,8 @@ pub(crate) fn save(vcpu: &VcpuFd, host: &Host<'_>) -> Result<VcpuState, VcpuStat
     let mut msrs = read_msrs(vcpu, host.msrs)?;
     arm_expired_timer(&mut msrs);
     let events = ioctl("KVM_GET_VCPU_EVENTS", vcpu.get_vcpu_events())?;
-    let cpuid = ioctl("KVM_GET_CPUID2", vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES))?;
     Ok(VcpuState {
-        cpuid: cpuid.as_slice().to_vec(),
+        cpuid: cpuid.to_vec(),
         mp_state,
         regs,
         sregs,
