@@ -85,7 +85,10 @@ impl Output {
 
     /// Sends output to a client of the control socket too, from now on and until it goes. Who does not keep up misses some.
     pub(crate) fn watch(&self, socket: OwnedFd) {
-        lock(&self.0.watchers).push(Watcher { socket, missed: 0 });
+        let mut watchers = lock(&self.0.watchers);
+        // While the guest says nothing nobody else finds out who has gone.
+        watchers.retain(|watcher| !watcher.is_gone());
+        watchers.push(Watcher { socket, missed: 0 });
     }
 
     fn push(&self, byte: u8) {
@@ -149,6 +152,13 @@ fn write_out(shared: &Shared, target: &OwnedFd) {
 }
 
 impl Watcher {
+    fn is_gone(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let socket = self.socket.as_fd();
+        let mut set = [PollFd::new(&socket, PollFlags::empty())];
+        matches!(poll(&mut set, Some(&Timespec::default())), Ok(1)) && set[0].revents().contains(PollFlags::HUP)
+    }
+
     /// Sends output without waiting; `false` when the client is gone.
     fn show(&mut self, chunk: &[u8]) -> bool {
         if self.missed > 0 {

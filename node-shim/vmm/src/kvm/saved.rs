@@ -179,4 +179,39 @@ mod tests {
             assert_eq!(is_same_speed(saved, here), same, "{saved} {here}");
         }
     }
+
+    #[test]
+    fn the_log_has_the_page_that_the_guest_wrote() {
+        use kvm_ioctls::VcpuExit;
+        use vm_memory::{Bytes, GuestAddress};
+
+        use crate::registers::{self, Entry};
+
+        let Ok(host) = Host::open() else {
+            eprintln!("*** SKIPPED: this test needs /dev/kvm ***");
+            return;
+        };
+        let memory = crate::memory::map(4 << 20).unwrap();
+        let vm = host.create_vm(&memory).unwrap();
+        let vcpu = vm.create_vcpu(0);
+        let mut vcpu = vcpu.unwrap();
+        let entry = Entry::Pvh { address: 0x10_0000 };
+        // mov byte [0x123456], 1; out 0x80, al
+        let code = [0xc6, 0x05, 0x56, 0x34, 0x12, 0x00, 0x01, 0xe6, 0x80];
+        memory.write_slice(&code, GuestAddress(0x10_0000)).unwrap();
+        registers::write_boot_tables(&memory, entry).unwrap();
+        vcpu.set_cpuid2(&host.supported_cpuid().unwrap()).unwrap();
+        registers::set_common(&vcpu).unwrap();
+        registers::set_boot_processor(&vcpu, entry).unwrap();
+        vm.log_dirty_pages(true).unwrap();
+        assert!(matches!(vcpu.run().unwrap(), VcpuExit::IoOut(0x80, _)));
+        let dirty = vm.take_dirty_pages().unwrap();
+        assert_eq!(dirty.len(), 1, "one region");
+        assert_eq!(dirty[0][0x123 / 64] >> (0x123 % 64) & 1, 1);
+        let pages: u32 = dirty[0].iter().map(|word| word.count_ones()).sum();
+        assert!(pages <= 8, "and little else: {pages}");
+        let again = vm.take_dirty_pages().unwrap();
+        assert_eq!(again[0][0x123 / 64] >> (0x123 % 64) & 1, 0, "it was taken");
+        vm.log_dirty_pages(false).unwrap();
+    }
 }
