@@ -59,8 +59,16 @@ fn main() {
         ("restore to running, 1 GiB guest", spread(&mut to_running), "<= 10 ms"),
         ("restore, guest powers off, process ends", spread(&mut to_end), ""),
         ("memory beyond guest RAM, 1 vCPU, 128 MiB", kib(fresh), "<= 4 MiB"),
-        ("memory beyond guest RAM, restored 1 GiB guest", kib(restored), "<= 4 MiB"),
-        ("binary", kib(std::fs::metadata(env!("CARGO_BIN_EXE_node-shim")).unwrap().len()), "<= 6 MB"),
+        (
+            "memory beyond guest RAM, restored 1 GiB guest",
+            kib(restored),
+            "<= 4 MiB",
+        ),
+        (
+            "binary",
+            kib(std::fs::metadata(env!("CARGO_BIN_EXE_node-shim")).unwrap().len()),
+            "<= 6 MB",
+        ),
     ];
     let markdown = std::env::args().any(|argument| argument == "--markdown");
     if markdown {
@@ -123,5 +131,10 @@ fn spread(times: &mut [Duration]) -> String {
     times.sort_unstable();
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     let median = times[times.len() / 2];
-    format!("{:.2} ms ({:.2} to {:.2})", ms(median), ms(times[0]), ms(times[times.len() - 1]))
+    format!(
+        "{:.2} ms ({:.2} to {:.2})",
+        ms(median),
+        ms(times[0]),
+        ms(times[times.len() - 1])
+    )
 }

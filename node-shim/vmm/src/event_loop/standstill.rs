@@ -80,9 +80,9 @@ impl EventLoop {
             saving.since = Instant::now();
         }
         if !stood_still {
-            match self.stand_still(machine) {
-                Outcome::Done => {}
-                other => return other,
+            let outcome = self.stand_still(machine);
+            if !matches!(outcome, Outcome::Done) {
+                return outcome;
             }
         }
         match self.start_writer(machine) {

@@ -108,11 +108,11 @@ pub(crate) fn check(saved: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Re
     }
     let more = missing.len().saturating_sub(NAMED_MAX);
     missing.truncate(NAMED_MAX);
-    let mut list = missing.join(", ");
-    if more > 0 {
-        list.push_str(&format!(" and {more} more"));
-    }
-    Err(CpuError::Features(list))
+    let list = missing.join(", ");
+    Err(CpuError::Features(match more {
+        0 => list,
+        more => format!("{list} and {more} more"),
+    }))
 }
 
 fn entry(leaves: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> Option<&kvm_cpuid_entry2> {

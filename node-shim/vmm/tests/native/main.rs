@@ -26,25 +26,27 @@ fn has_kvm() -> bool {
 }
 
 fn status(vm: &Vm) -> VmStatus {
-    match vm.ask(&["status"]) {
-        Response::Status(status) => status,
-        other => panic!("{other:?}"),
-    }
+    let response = vm.ask(&["status"]);
+    let Response::Status(status) = response else {
+        panic!("{response:?}")
+    };
+    status
 }
 
 fn snapshot(vm: &Vm, folder: &std::path::Path, more: &[&str]) -> SnapshotDone {
     let arguments = [&["snapshot", folder.to_str().unwrap()], more].concat();
-    match vm.ask(&arguments) {
-        Response::Snapshot(done) => done,
-        other => panic!("{other:?}"),
-    }
+    let response = vm.ask(&arguments);
+    let Response::Snapshot(done) = response else {
+        panic!("{response:?}")
+    };
+    done
 }
 
 fn refused(response: &Response) -> FailureKind {
-    match response {
-        Response::Error(failure) => failure.kind,
-        other => panic!("{other:?}"),
-    }
+    let Response::Error(failure) = response else {
+        panic!("{response:?}")
+    };
+    failure.kind
 }
 
 /// Both counters, and the clock, go on from what they were.
@@ -125,7 +127,6 @@ fn a_snapshot_is_restored_twice_and_each_goes_on_by_itself() {
     let mut vm = Vm::boot(&place, 128 * MIB, disks);
     let sum = vm.sum();
     let folder = place.path("snapshot");
-    std::fs::write(place.path("mark"), "x").unwrap();
     std::os::unix::fs::FileExt::write_all_at(
         &File::options()
             .write(true)

@@ -12,19 +12,19 @@ const SHIM: &str = env!("CARGO_BIN_EXE_node-shim");
 
 /// What the guest says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
+pub(crate) struct Report {
     /// Polls, counted in memory.
-    pub counter: u64,
+    pub(crate) counter: u64,
     /// Polls, counted in a register.
-    pub register: u64,
+    pub(crate) register: u64,
     /// What it put into an XMM register at its start.
-    pub xmm: u64,
+    pub(crate) xmm: u64,
     /// kvmclock in nanoseconds.
-    pub clock_ns: u64,
+    pub(crate) clock_ns: u64,
 }
 
 /// A running VM; killed when it is dropped.
-pub struct Vm {
+pub(crate) struct Vm {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -32,23 +32,23 @@ pub struct Vm {
 }
 
 /// Where a VM has its files.
-pub struct Place {
-    pub directory: tempfile::TempDir,
+pub(crate) struct Place {
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Place {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             directory: tempfile::tempdir().unwrap(),
         }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
     /// Writes the kernel and a configuration with this much memory and, in JSON, these disks.
-    pub fn configure(&self, memory_bytes: u64, disks: &str) -> PathBuf {
+    pub(crate) fn configure(&self, memory_bytes: u64, disks: &str) -> PathBuf {
         std::fs::write(self.path("kernel"), guest::kernel()).unwrap();
         std::fs::create_dir_all(self.path("scratch")).unwrap();
         let config = format!(
@@ -66,7 +66,7 @@ impl Place {
 
 impl Vm {
     /// Starts a VM and waits until its guest is up.
-    pub fn boot(place: &Place, memory_bytes: u64, disks: &str) -> Self {
+    pub(crate) fn boot(place: &Place, memory_bytes: u64, disks: &str) -> Self {
         let config = place.configure(memory_bytes, disks);
         let mut vm = Self::spawn(&[Path::new("--config"), &config], place.path("control.sock"));
         assert_eq!(vm.line(), "up");
@@ -74,13 +74,13 @@ impl Vm {
     }
 
     /// Goes on from a snapshot.
-    pub fn restore(snapshot: &Path, scratch: &Path, socket: PathBuf) -> Self {
+    pub(crate) fn restore(snapshot: &Path, scratch: &Path, socket: PathBuf) -> Self {
         std::fs::create_dir_all(scratch).unwrap();
         let arguments = [Path::new("--restore"), snapshot, Path::new("--scratch"), scratch];
         Self::spawn(&arguments, socket)
     }
 
-    pub fn spawn(arguments: &[&Path], socket: PathBuf) -> Self {
+    pub(crate) fn spawn(arguments: &[&Path], socket: PathBuf) -> Self {
         let mut child = Command::new(SHIM)
             .arg("run")
             .args(arguments)
@@ -99,21 +99,19 @@ impl Vm {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn socket(&self) -> &Path {
+    pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
     /// The next line of the console.
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
-        if line.is_empty() {
-            panic!("the VM ended: {}", self.errors());
-        }
+        assert!(!line.is_empty(), "the VM ended: {}", self.errors());
         line.trim_end().to_owned()
     }
 
@@ -124,24 +122,24 @@ impl Vm {
     }
 
     /// Types a command.
-    pub fn type_in(&mut self, command: &str) {
+    pub(crate) fn type_in(&mut self, command: &str) {
         self.input.write_all(command.as_bytes()).unwrap();
     }
 
     /// Asks the guest how it is.
-    pub fn report(&mut self) -> Report {
+    pub(crate) fn report(&mut self) -> Report {
         self.type_in("s");
         Report::parse(&self.line())
     }
 
     /// The checksum of the memory that the guest filled.
-    pub fn sum(&mut self) -> String {
+    pub(crate) fn sum(&mut self) -> String {
         self.type_in("c");
         self.line()
     }
 
     /// Makes a request with `node-shim control`.
-    pub fn ask(&self, arguments: &[&str]) -> Response {
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Response {
         let output = Command::new(SHIM)
             .args(["control", "--socket"])
             .arg(&self.socket)
@@ -156,7 +154,7 @@ impl Vm {
     }
 
     /// Waits for the VM's end; its exit code and what it said on stderr.
-    pub fn end(mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let code = self.child.wait().unwrap().code();
         let errors = self.errors();
         (code, errors)
@@ -171,7 +169,7 @@ impl Drop for Vm {
 }
 
 impl Report {
-    pub fn parse(line: &str) -> Self {
+    pub(crate) fn parse(line: &str) -> Self {
         let words: Vec<u64> = line
             .strip_prefix("state ")
             .unwrap_or_else(|| panic!("no report: {line}"))

@@ -30,7 +30,7 @@ fn code() -> &'static [u8] {
 }
 
 /// The guest as a kernel file.
-pub fn kernel() -> Vec<u8> {
+pub(crate) fn kernel() -> Vec<u8> {
     let code = code();
     let length = u32::try_from(code.len()).unwrap();
     let mut file = Vec::new();
