@@ -49,24 +49,23 @@ fn every_transition() {
     }
 }
 
+fn paused(booted: bool) -> Phase {
+    Phase::Paused { booted }
+}
+
+fn saving(booted: bool, then: AfterSaving) -> Phase {
+    Phase::Saving { booted, then }
+}
+
 #[test]
-fn every_transition_of_a_vm_that_stands_still() {
-    use Action::{None as Nothing, Pause, Refuse, Report, Restart, Resume, ResumeAndPressPowerButton, Save};
-    use Phase::{Booting, Ended, Paused, PoweringOff, Running, Saving};
-    let paused = |booted| Paused { booted };
-    let saving = |booted, then| Saving { booted, then };
-    let snapshot = |stay_paused| Event::SnapshotRequested { stay_paused };
+fn every_transition_of_a_vm_that_is_paused_or_asked_for() {
+    use Action::{None as Nothing, Pause, Refuse, Report, Restart, Resume, ResumeAndPressPowerButton};
+    use Phase::{Booting, Ended, PoweringOff, Running};
     let off = ExitReason::ForcedOff;
     let table = [
         (Booting, Event::PauseRequested, paused(false), Pause),
         (Running, Event::PauseRequested, paused(true), Pause),
         (paused(true), Event::PauseRequested, paused(true), Nothing),
-        (
-            saving(true, AfterSaving::Resume),
-            Event::PauseRequested,
-            saving(true, AfterSaving::Resume),
-            Refuse(Refusal::Saving),
-        ),
         (
             PoweringOff,
             Event::PauseRequested,
@@ -78,76 +77,16 @@ fn every_transition_of_a_vm_that_stands_still() {
         (Running, Event::ResumeRequested, Running, Nothing),
         (PoweringOff, Event::ResumeRequested, PoweringOff, Nothing),
         (
-            saving(true, AfterSaving::StayPaused),
-            Event::ResumeRequested,
-            saving(true, AfterSaving::StayPaused),
-            Refuse(Refusal::Saving),
-        ),
-        (Booting, snapshot(false), saving(false, AfterSaving::Resume), Save),
-        (Running, snapshot(false), saving(true, AfterSaving::Resume), Save),
-        (Running, snapshot(true), saving(true, AfterSaving::StayPaused), Save),
-        (
-            paused(true),
-            snapshot(false),
-            saving(true, AfterSaving::StayPaused),
-            Save,
-        ),
-        (
-            saving(true, AfterSaving::Resume),
-            snapshot(false),
-            saving(true, AfterSaving::Resume),
-            Refuse(Refusal::Saving),
-        ),
-        (PoweringOff, snapshot(false), PoweringOff, Refuse(Refusal::PoweringOff)),
-        (
-            saving(false, AfterSaving::Resume),
-            Event::SnapshotEnded,
-            Booting,
-            Resume,
-        ),
-        (saving(true, AfterSaving::Resume), Event::SnapshotEnded, Running, Resume),
-        (
-            saving(true, AfterSaving::StayPaused),
-            Event::SnapshotEnded,
-            paused(true),
-            Nothing,
-        ),
-        (
-            saving(true, AfterSaving::PowerOff),
-            Event::SnapshotEnded,
-            PoweringOff,
-            ResumeAndPressPowerButton,
-        ),
-        (Running, Event::SnapshotEnded, Running, Nothing),
-        (
             paused(true),
             Event::StopRequested,
             PoweringOff,
             ResumeAndPressPowerButton,
-        ),
-        (
-            saving(true, AfterSaving::Resume),
-            Event::StopRequested,
-            saving(true, AfterSaving::PowerOff),
-            Nothing,
-        ),
-        (
-            saving(true, AfterSaving::StayPaused),
-            Event::StopRequested,
-            saving(true, AfterSaving::PowerOff),
-            Nothing,
         ),
         (paused(true), Event::GraceExpired, paused(true), Nothing),
         (paused(false), Event::DriverReady, paused(true), Report),
         (paused(true), Event::OffRequested, Ended(off), Action::End(off)),
         (Running, Event::OffRequested, Ended(off), Action::End(off)),
         (PoweringOff, Event::OffRequested, Ended(off), Action::End(off)),
-        (
-            saving(true, AfterSaving::Resume),
-            Event::OffRequested,
-            saving(true, AfterSaving::Resume),
-            Refuse(Refusal::Saving),
-        ),
         (Running, Event::ResetRequested, Booting, Restart),
         (
             paused(true),
@@ -162,6 +101,47 @@ fn every_transition_of_a_vm_that_stands_still() {
             Refuse(Refusal::PoweringOff),
         ),
         (Ended(off), Event::ResetRequested, Ended(off), Nothing),
+    ];
+    for (phase, event, next, action) in table {
+        assert_eq!(at(phase).on(&event, LATE), (at(next), action), "{phase:?} on {event:?}");
+    }
+}
+
+#[test]
+fn every_transition_of_a_vm_that_is_saved() {
+    use Action::{None as Nothing, Refuse, Resume, ResumeAndPressPowerButton, Save};
+    use AfterSaving::{PowerOff, StayPaused};
+    use Phase::{Booting, PoweringOff, Running};
+    let snapshot = |stay_paused| Event::SnapshotRequested { stay_paused };
+    let busy = Refuse(Refusal::Saving);
+    let (resume, stay, power_off) = (
+        saving(true, AfterSaving::Resume),
+        saving(true, StayPaused),
+        saving(true, PowerOff),
+    );
+    let table = [
+        (Booting, snapshot(false), saving(false, AfterSaving::Resume), Save),
+        (Running, snapshot(false), resume, Save),
+        (Running, snapshot(true), stay, Save),
+        (paused(true), snapshot(false), stay, Save),
+        (resume, snapshot(false), resume, busy),
+        (PoweringOff, snapshot(false), PoweringOff, Refuse(Refusal::PoweringOff)),
+        (resume, Event::PauseRequested, resume, busy),
+        (stay, Event::ResumeRequested, stay, busy),
+        (resume, Event::OffRequested, resume, busy),
+        (resume, Event::ResetRequested, resume, busy),
+        (
+            saving(false, AfterSaving::Resume),
+            Event::SnapshotEnded,
+            Booting,
+            Resume,
+        ),
+        (resume, Event::SnapshotEnded, Running, Resume),
+        (stay, Event::SnapshotEnded, paused(true), Nothing),
+        (power_off, Event::SnapshotEnded, PoweringOff, ResumeAndPressPowerButton),
+        (Running, Event::SnapshotEnded, Running, Nothing),
+        (resume, Event::StopRequested, power_off, Nothing),
+        (stay, Event::StopRequested, power_off, Nothing),
     ];
     for (phase, event, next, action) in table {
         assert_eq!(at(phase).on(&event, LATE), (at(next), action), "{phase:?} on {event:?}");
