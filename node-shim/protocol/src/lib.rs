@@ -4,11 +4,13 @@
 //! operator    -- VmConfig: pod annotation, projected to a file -->  node-shim
 //! node-shim   -- agent::Request (+ descriptors) --> node-agent      one SOCK_SEQPACKET connection for a VM's life
 //! node-shim   <-- agent::Response (+ descriptors) -- node-agent
+//! anybody     -- control::Request (+ descriptor) --> node-shim     control socket; control::Response comes back
 //! node-shim   -- Termination: exit code and termination message -->  kubelet --> operator
 //! ```
 
 pub mod agent;
 pub mod config;
+pub mod control;
 pub mod overhead;
 pub mod paths;
 pub mod termination;

@@ -362,6 +362,11 @@ impl VirtioDevice for Block {
         }
     }
 
+    fn flush(&mut self) -> std::io::Result<()> {
+        let storage = &self.executor.storage;
+        if storage.read_only() { Ok(()) } else { storage.flush() }
+    }
+
     fn save(&self) -> SavedDevice {
         let limits = self.executor.limits();
         let mut queues = self.positions.clone();

@@ -156,6 +156,13 @@ pub trait VirtioDevice: Send {
     }
     /// Goes on. Afterwards the transport delivers an [`Event`] of every live queue and every host source, so none was missed.
     fn resume(&mut self) {}
+    /// Brings what it holds back of its contents to where they are kept, so that a copy of its files is whole. It is at rest or not active.
+    ///
+    /// # Errors
+    /// Of the host's storage.
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
     /// Its state, while it is at rest or not active.
     fn save(&self) -> SavedDevice;
     /// Takes over a saved state; the device is not active. If the saved one was, [`Self::activate`] follows, with the queues where they

@@ -11,12 +11,10 @@ use node_shim_protocol::agent::{GuestStatus, InterfaceGrant, InterfaceRequest, R
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use self::packet::PacketError;
 use crate::log;
+use crate::packet::{self, PacketError};
 use crate::poll::{Poll, Source, Token};
 use crate::signals::Signals;
-
-mod packet;
 
 /// How long the agent may take to be there and to grant what is asked for: it may just be starting, on a node that is too.
 const NEGOTIATION_MAX: Duration = Duration::from_mins(1);

@@ -49,13 +49,11 @@ impl Clock {
     }
 
     /// Its state, for a VM that is paused.
-    #[expect(dead_code, reason = "for the snapshot of a whole VM")]
     pub(crate) fn save(&self) -> RtcState {
         lock(&self.chip).save()
     }
 
     /// Takes over a saved state; `false` when it is of another chip.
-    #[expect(dead_code, reason = "for the snapshot of a whole VM")]
     pub(crate) fn restore(&self, state: &RtcState) -> bool {
         let Some(restored) = Rtc::restore(state) else {
             return false;

@@ -36,8 +36,6 @@ const INTERFACES_MAX: usize = node_shim_protocol::agent::MAX_DESCRIPTORS - 1;
 const GUEST_CID_MIN: u32 = 3;
 /// Longest path of the vsock socket: that of a Unix socket (108 with its NUL) less `_` and ten digits.
 const SOCKET_PATH_MAX_BYTES: usize = 96;
-/// Largest empty disk in bytes.
-const DISK_MAX_BYTES: u64 = 64 << 40;
 /// Longest grace period: a week.
 const GRACE_MAX_SECONDS: u64 = 7 * 24 * 3600;
 /// Longest name (a DNS label, RFC 1123), so that it can be a file name.
@@ -179,6 +177,23 @@ const fn is_local(mac: MacAddress) -> bool {
 
 /// Reads and checks a configuration file.
 pub(crate) fn load(path: &Path) -> Result<CheckedConfig, ConfigError> {
+    check(read(path)?)
+}
+
+/// Checks the configuration in a snapshot, whose disks may be in another scratch directory now; `path` is for messages.
+pub(crate) fn parse(path: &Path, text: &str, scratch: Option<&Path>) -> Result<(VmConfig, CheckedConfig), ConfigError> {
+    let mut config: VmConfig = serde_json::from_str(text).map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source,
+    })?;
+    if let Some(scratch) = scratch {
+        scratch.clone_into(&mut config.scratch);
+    }
+    Ok((config.clone(), check(config)?))
+}
+
+/// Reads a configuration file.
+pub(crate) fn read(path: &Path) -> Result<VmConfig, ConfigError> {
     let read_error = |source| ConfigError::Read {
         path: path.to_owned(),
         source,
@@ -190,11 +205,10 @@ pub(crate) fn load(path: &Path) -> Result<CheckedConfig, ConfigError> {
     if text.len() as u64 > FILE_MAX_BYTES {
         return Err(ConfigError::TooLong { path: path.to_owned() });
     }
-    let config: VmConfig = serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
+    serde_json::from_str(&text).map_err(|source| ConfigError::Parse {
         path: path.to_owned(),
         source,
-    })?;
-    check(config)
+    })
 }
 
 /// Checks a configuration.
@@ -572,7 +586,7 @@ fn check_name(field: &str, name: &str, seen: &mut BTreeSet<String>) -> Result<()
 }
 
 /// Whether a text is a DNS label (RFC 1123).
-fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     (1..=NAME_MAX_BYTES).contains(&bytes.len())

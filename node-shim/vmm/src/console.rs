@@ -8,8 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use node_shim_protocol::control::CONSOLE_PACKET_BYTES;
 use node_shim_virtio::console::Sink;
 
+use crate::control;
 use crate::lock::lock;
 
 /// Bytes of the serial port that wait for a slow reader; a pipe holds four times as many.
@@ -44,9 +46,17 @@ pub(crate) enum Console {
     Virtio,
 }
 
+/// A client of the control socket that watches.
+struct Watcher {
+    socket: OwnedFd,
+    /// Bytes that it has missed and was not yet told of.
+    missed: u64,
+}
+
 #[derive(Default)]
 struct Shared {
     buffer: Mutex<Buffer>,
+    watchers: Mutex<Vec<Watcher>>,
     /// There is something to write.
     filled: Condvar,
     /// There is room again, or everything is written.
@@ -91,6 +101,14 @@ impl Output {
     /// The console that printed last: input is for that one.
     pub(crate) fn last(&self) -> Console {
         lock(&self.0.buffer).last
+    }
+
+    /// Sends output to a client of the control socket too, from now on and until it goes. Who does not keep up misses some.
+    pub(crate) fn watch(&self, socket: OwnedFd) {
+        let mut watchers = lock(&self.0.watchers);
+        // While the guest says nothing nobody else finds out who has gone.
+        watchers.retain(|watcher| !watcher.is_gone());
+        watchers.push(Watcher { socket, missed: 0 });
     }
 
     fn push(&self, byte: u8) {
@@ -153,6 +171,7 @@ impl io::Write for Output {
 fn write_out(shared: &Shared, target: &OwnedFd) {
     loop {
         let chunk = take(shared);
+        lock(&shared.watchers).retain_mut(|watcher| watcher.show(&chunk));
         let result = write_all(target, &chunk);
         let mut buffer = lock(&shared.buffer);
         buffer.in_flight = 0;
@@ -166,6 +185,39 @@ fn write_out(shared: &Shared, target: &OwnedFd) {
         if closed {
             return;
         }
+    }
+}
+
+impl Watcher {
+    fn is_gone(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let socket = self.socket.as_fd();
+        let mut set = [PollFd::new(&socket, PollFlags::empty())];
+        matches!(poll(&mut set, Some(&Timespec::default())), Ok(1)) && set[0].revents().contains(PollFlags::HUP)
+    }
+
+    /// Sends output without waiting; `false` when the client is gone.
+    fn show(&mut self, chunk: &[u8]) -> bool {
+        if self.missed > 0 {
+            let notice = format!("\r\n[node-shim: {} bytes of console output missed]\r\n", self.missed);
+            match control::send_console(&self.socket, notice.as_bytes()) {
+                Ok(true) => self.missed = 0,
+                Ok(false) => {}
+                Err(_) => return false,
+            }
+        }
+        for packet in chunk.chunks(CONSOLE_PACKET_BYTES) {
+            let sent = match self.missed {
+                0 => control::send_console(&self.socket, packet),
+                _ => Ok(false),
+            };
+            match sent {
+                Ok(true) => {}
+                Ok(false) => self.missed += packet.len() as u64,
+                Err(_) => return false,
+            }
+        }
+        true
     }
 }
 

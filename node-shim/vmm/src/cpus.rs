@@ -4,7 +4,6 @@
 //! up, so one that the guest has ejected stays: its thread waits outside of the guest until the vCPU is plugged again.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use kvm_bindings::CpuId;
@@ -20,7 +19,11 @@ use crate::lock::lock;
 use crate::log;
 use crate::mailbox::Mailbox;
 use crate::registers::{self, RegisterError};
-use crate::vcpu::{Buses, Parking, Vcpu};
+use crate::snapshot::state::SavedVcpu;
+use crate::vcpu::gate::Gate;
+use crate::vcpu::parking::Parking;
+use crate::vcpu::saved::{self, VcpuStateError};
+use crate::vcpu::{Buses, Processor, Vcpu};
 
 /// Why a vCPU cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -76,20 +79,21 @@ pub(crate) struct CpuController {
     events: Arc<Events>,
     /// Weak: this controller is on them.
     buses: OnceLock<Weak<Buses>>,
-    stop: Arc<AtomicBool>,
+    gate: Arc<Gate>,
 }
 
 impl CpuController {
-    /// A controller of `max` vCPUs, of which `present` are there from the start. None of them runs.
+    /// A controller with these registers. None of its vCPUs runs, and those that do later wait to be let in.
     pub(crate) fn new(
         vm: Arc<Vm>,
         supported: CpuId,
-        (present, max): (u8, u8),
+        registers: Cpus,
         mailbox: Arc<Mailbox>,
         events: Arc<Events>,
     ) -> Self {
+        let max = registers.max();
         Self {
-            registers: Mutex::new(Cpus::new(present, max)),
+            registers: Mutex::new(registers),
             running: Mutex::new((0..max).map(|_| None).collect()),
             vm,
             supported,
@@ -97,7 +101,7 @@ impl CpuController {
             mailbox,
             events,
             buses: OnceLock::new(),
-            stop: Arc::new(AtomicBool::new(false)),
+            gate: Arc::new(Gate::new()),
         }
     }
 
@@ -108,7 +112,7 @@ impl CpuController {
     }
 
     /// Makes a vCPU, which waits for INIT unless it is the first.
-    pub(crate) fn create(&self, index: u8) -> Result<VcpuFd, CpuError> {
+    pub(crate) fn create(&self, index: u8) -> Result<Processor, CpuError> {
         let vcpu = self.vm.create_vcpu(index).map_err(CpuError::Kvm)?;
         let leaves = cpuid::for_vcpu(&self.supported, index, self.max).map_err(CpuError::Cpuid)?;
         vcpu.set_cpuid2(&leaves)
@@ -118,15 +122,29 @@ impl CpuController {
             })
             .and_then(|()| registers::set_common(&vcpu))
             .map_err(|source| CpuError::Registers { index, source })?;
-        Ok(vcpu)
+        Ok(Processor {
+            descriptor: vcpu,
+            cpuid: leaves.as_slice().to_vec(),
+        })
     }
 
-    /// Lets a new vCPU run.
-    pub(crate) fn run(&self, index: u8, vcpu: VcpuFd) -> Result<(), CpuError> {
-        self.run_in(&mut lock(&self.running), index, vcpu)
+    /// Lets a new vCPU run as soon as all may; one that is not there only once it is plugged.
+    pub(crate) fn run(&self, index: u8, processor: Processor) -> Result<(), CpuError> {
+        let parking = if lock(&self.registers).is_present(index) {
+            Parking::default()
+        } else {
+            Parking::parked()
+        };
+        self.run_in(&mut lock(&self.running), index, processor, parking)
     }
 
-    fn run_in(&self, running: &mut [Option<Running>], index: u8, vcpu: VcpuFd) -> Result<(), CpuError> {
+    fn run_in(
+        &self,
+        running: &mut [Option<Running>],
+        index: u8,
+        processor: Processor,
+        parking: Parking,
+    ) -> Result<(), CpuError> {
         let host_error = |source| CpuError::Host {
             what: "start the thread of",
             index,
@@ -134,14 +152,14 @@ impl CpuController {
         };
         let buses = self.buses.get().and_then(Weak::upgrade);
         let buses = buses.ok_or_else(|| host_error(io::ErrorKind::NotConnected.into()))?;
-        let parking = Arc::new(Parking::default());
+        let parking = Arc::new(parking);
         let mailbox = Arc::clone(&self.mailbox);
         let vcpu = Vcpu::start(
             index,
-            vcpu,
+            processor,
             buses,
             mailbox,
-            Arc::clone(&self.stop),
+            Arc::clone(&self.gate),
             Arc::clone(&parking),
         );
         let vcpu = vcpu.map_err(host_error)?;
@@ -155,7 +173,6 @@ impl CpuController {
     ///
     /// # Errors
     /// When there cannot be so many, or a vCPU cannot be had; then those before it were plugged.
-    #[expect(dead_code, reason = "for the control socket: resize")]
     pub(crate) fn set(&self, wanted: u8) -> Result<(), CpuError> {
         if wanted == 0 || wanted > self.max {
             return Err(CpuError::Range { wanted, max: self.max });
@@ -187,8 +204,8 @@ impl CpuController {
             parked.parking.release();
             return Ok(());
         }
-        let vcpu = self.create(index)?;
-        self.run_in(running, index, vcpu)
+        let processor = self.create(index)?;
+        self.run_in(running, index, processor, Parking::default())
     }
 
     /// Number of vCPUs that are there.
@@ -196,9 +213,53 @@ impl CpuController {
         lock(&self.registers).present()
     }
 
+    /// Lets the vCPUs run.
+    pub(crate) fn let_in(&self) {
+        self.gate.open();
+    }
+
+    /// Takes every vCPU out of the guest, each between two instructions, and waits until they are.
+    pub(crate) fn pause(&self) {
+        self.gate.close();
+        // Not held while they come out: one of them may be about to eject another.
+        for one in lock(&self.running).iter().flatten() {
+            one.vcpu.kick();
+        }
+        self.gate.await_rest();
+    }
+
+    /// Lets the vCPUs go on. Those guests that ask learn that they stood still, so that their watchdogs do not count the time.
+    pub(crate) fn resume(&self) {
+        for one in lock(&self.running).iter().flatten() {
+            // A guest that has no kvmclock has nothing that could be told.
+            let _ = one.vcpu.descriptor().kvmclock_ctrl();
+        }
+        self.let_in();
+    }
+
+    /// What somebody wants to do with the first vCPU, which is at rest. `None` when none runs.
+    pub(crate) fn with_first<T>(&self, act: impl FnOnce(&VcpuFd) -> T) -> Option<T> {
+        let running = lock(&self.running);
+        let first = running.first()?.as_ref()?;
+        Some(act(&first.vcpu.descriptor()))
+    }
+
+    /// The registers, and each vCPU that was ever there. All are at rest.
+    pub(crate) fn save(&self, host: &saved::Host<'_>) -> Result<(Cpus, Vec<SavedVcpu>), (u8, VcpuStateError)> {
+        let mut vcpus = Vec::new();
+        for (index, one) in (0..).zip(lock(&self.running).iter()) {
+            if let Some(one) = one {
+                let state = saved::save(&one.vcpu.descriptor(), one.vcpu.cpuid(), host);
+                let state = state.map_err(|source| (index, source))?;
+                vcpus.push(SavedVcpu { index, state });
+            }
+        }
+        Ok((lock(&self.registers).clone(), vcpus))
+    }
+
     /// Takes every vCPU out of the guest and waits for their threads.
     pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
+        self.gate.stop();
         let running = std::mem::take(&mut *lock(&self.running));
         for one in running.iter().flatten() {
             one.parking.wake();

@@ -26,7 +26,6 @@ pub(crate) mod seed;
 pub(crate) mod vsock;
 
 /// Devices whose handles the rest of the VMM has.
-#[expect(dead_code, reason = "for the control socket: balloon and memory")]
 pub(crate) struct Handles {
     /// Takes memory from the guest.
     pub(crate) balloon: BalloonHandle,

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,14 +14,23 @@ use rustix::event::epoll::EventFlags;
 
 use crate::agent::Link;
 use crate::console::Console;
+use crate::control::{ClientId, Received, Server};
 use crate::kvm::KvmError;
-use crate::lifecycle::{Action, Event, Phase, VmState};
+use crate::lifecycle::{Action, Event, Phase, Refusal, VmState};
 use crate::log;
 use crate::machine::{Machine, MachineError, Platform};
 use crate::memory::{self, MemoryError};
 use crate::poll::{Poll, Source, Token};
 use crate::signals::Signals;
+use crate::snapshot::state::VmState as SavedVm;
 use crate::terminal;
+
+pub(crate) mod hotplug;
+mod requests;
+mod standstill;
+
+use self::hotplug::{Named, Plugged};
+use self::standstill::Saving;
 
 /// A guest whose button driver was not yet there, or that cleared the event and did nothing, sees the button pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(5);
@@ -63,17 +73,59 @@ pub(crate) struct Ending {
     pub(crate) message: String,
 }
 
+/// What the event loop has beside the machine.
+pub(crate) struct Supervisor {
+    /// What it waits for.
+    pub(crate) poll: Arc<Poll>,
+    /// SIGTERM and its like.
+    pub(crate) signals: Signals,
+    /// The node agent.
+    pub(crate) agent: Option<Link>,
+    /// The control socket.
+    pub(crate) control: Option<Server>,
+    /// Between the power button and the forced stop.
+    pub(crate) grace: Duration,
+    /// What the VM is, for its status and its snapshots.
+    pub(crate) identity: Identity,
+    /// What the guest goes on from, where it was restored.
+    pub(crate) restored: Option<Box<SavedVm>>,
+}
+
+/// What a VM is.
+pub(crate) struct Identity {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its `VmConfig` in JSON.
+    pub(crate) config: String,
+    /// Where the files of its disks are.
+    pub(crate) scratch: PathBuf,
+    /// Their names.
+    pub(crate) disk_files: Vec<String>,
+    /// The disks and interfaces in their slots.
+    pub(crate) devices: Vec<Option<Named>>,
+    /// When the process started.
+    pub(crate) started: Instant,
+}
+
 /// The thread's own state.
 pub(crate) struct EventLoop {
     platform: Platform,
     poll: Arc<Poll>,
     signals: Signals,
     agent: Option<Link>,
+    control: Option<Server>,
     grace: Duration,
+    identity: Identity,
     state: VmState,
     started: Instant,
     boot_time_ms: u64,
     resets: u64,
+    /// Guest memory is a private mapping of a snapshot's file.
+    mapped_file: bool,
+    restored_in: Option<Duration>,
+    plugged: Plugged,
+    /// The snapshot that is being written.
+    saving: Option<Saving>,
     /// Set by the power button: when to press it again, and when to stop waiting.
     power_off: Option<PowerOff>,
     stdin: Stdin,
@@ -97,29 +149,39 @@ enum Stdin {
 }
 
 /// Runs the guest until it ends.
-pub(crate) fn run(
-    platform: Platform,
-    poll: Arc<Poll>,
-    signals: Signals,
-    agent: Option<Link>,
-    grace: Duration,
-) -> Result<Ending, RunError> {
+pub(crate) fn run(platform: Platform, supervisor: Supervisor) -> Result<Ending, RunError> {
     let output = platform.output.clone();
+    let Supervisor {
+        poll,
+        signals,
+        agent,
+        control,
+        grace,
+        identity,
+        restored,
+    } = supervisor;
+    let plugged = Plugged::new(identity.devices.iter().cloned());
     let mut event_loop = EventLoop {
         platform,
         poll,
         signals,
         agent,
+        control,
         grace,
+        identity,
         state: VmState::new(),
         started: Instant::now(),
         boot_time_ms: now_ms(),
         resets: 0,
+        mapped_file: restored.is_some(),
+        restored_in: None,
+        plugged,
+        saving: None,
         power_off: None,
         stdin: Stdin::Closed,
         events: VecDeque::new(),
     };
-    let ending = event_loop.run();
+    let ending = event_loop.run(restored);
     output.drain(DRAIN_MAX);
     ending
 }
@@ -135,13 +197,27 @@ enum Next {
     End(Ending),
 }
 
+/// What became of a decision.
+enum Outcome {
+    Done,
+    /// The state does not allow it.
+    Refused(Refusal),
+    /// The host failed; the VM is as before.
+    Failed(String),
+    /// A snapshot is being written: its end is another event.
+    Saving,
+    /// The machine has to be stopped.
+    Leave(Next),
+}
+
 impl EventLoop {
-    fn run(&mut self) -> Result<Ending, RunError> {
+    fn run(&mut self, mut restored: Option<Box<SavedVm>>) -> Result<Ending, RunError> {
         self.register().map_err(RunError::Poll)?;
         loop {
-            let machine = Machine::start(&self.platform).map_err(RunError::Machine)?;
-            self.started = Instant::now();
-            self.boot_time_ms = now_ms();
+            let machine = match restored.take() {
+                None => self.start()?,
+                Some(saved) => self.restore(&saved)?,
+            };
             self.report();
             self.poll_stdin().map_err(RunError::Poll)?;
             let next = self.supervise(&machine);
@@ -153,6 +229,13 @@ impl EventLoop {
                 Next::Restart => self.reset()?,
             }
         }
+    }
+
+    fn start(&mut self) -> Result<Machine, RunError> {
+        let machine = Machine::start(&self.platform).map_err(RunError::Machine)?;
+        self.started = Instant::now();
+        self.boot_time_ms = now_ms();
+        Ok(machine)
     }
 
     fn register(&mut self) -> io::Result<()> {
@@ -174,6 +257,9 @@ impl EventLoop {
         if let Some(agent) = &mut self.agent {
             agent.watch(&self.poll)?;
         }
+        if let Some(control) = &self.control {
+            control.watch(&self.poll)?;
+        }
         Ok(())
     }
 
@@ -182,12 +268,16 @@ impl EventLoop {
         loop {
             let sources = self.poll.wait(self.timeout())?;
             for source in sources {
-                self.handle(machine, source)?;
+                if let Some(next) = self.handle(machine, source)? {
+                    return Ok(next);
+                }
             }
             self.on_time(machine);
             while let Some(event) = self.events.pop_front() {
-                if let Some(next) = self.decide(machine, &event) {
-                    return Ok(next);
+                match self.decide(machine, &event) {
+                    Outcome::Leave(next) => return Ok(next),
+                    Outcome::Done | Outcome::Refused(_) | Outcome::Saving => {}
+                    Outcome::Failed(why) => log::line(format_args!("{why}")),
                 }
             }
         }
@@ -203,7 +293,7 @@ impl EventLoop {
         Some(next.saturating_duration_since(Instant::now()))
     }
 
-    fn handle(&mut self, machine: &Machine, source: Source) -> io::Result<()> {
+    fn handle(&mut self, machine: &Machine, source: Source) -> io::Result<Option<Next>> {
         match source {
             Source::Signals => {
                 let arrived = self.signals.take();
@@ -220,6 +310,7 @@ impl EventLoop {
                 // Read only to empty it.
                 let _ = self.platform.input_drained.read();
                 self.poll_stdin()?;
+                self.pass_console_input(machine);
             }
             Source::Clock => self.platform.clock.on_timer(),
             Source::Watchdog => {
@@ -238,8 +329,14 @@ impl EventLoop {
                 self.device(function, DeviceEvent::Queue(queue));
             }
             Source::Host { function, index } => self.device(function, DeviceEvent::Host(index)),
+            Source::ControlListener => {
+                if let Some(control) = &mut self.control {
+                    control.accept(&self.poll);
+                }
+            }
+            Source::ControlClient(client) => return Ok(self.on_client(machine, client)),
         }
-        Ok(())
+        Ok(None)
     }
 
     fn device(&self, function: usize, event: DeviceEvent) {
@@ -265,40 +362,73 @@ impl EventLoop {
     }
 
     /// Asks the state what to do about an event, and does it.
-    fn decide(&mut self, machine: &Machine, event: &Event) -> Option<Next> {
+    fn decide(&mut self, machine: &Machine, event: &Event) -> Outcome {
+        if *event == Event::SnapshotEnded {
+            self.finish_saving();
+        }
+        let before = self.state;
         let (state, action) = self.state.on(event, self.started.elapsed());
         self.state = state;
         match action {
-            Action::None => None,
+            Action::None => Outcome::Done,
             Action::Report => {
                 self.report();
-                None
+                Outcome::Done
             }
-            Action::PressPowerButton => {
-                let now = Instant::now();
-                self.power_off = Some(PowerOff {
-                    press_again: now + PRESS_AGAIN,
-                    give_up: now + self.grace,
-                });
-                log::line(format_args!(
-                    "asked to stop: power button pressed, {} s to power off",
-                    self.grace.as_secs()
-                ));
-                press(machine);
-                self.report();
-                None
+            Action::PressPowerButton => self.press_power_button(machine),
+            Action::ResumeAndPressPowerButton => {
+                self.go_on(machine);
+                self.press_power_button(machine)
             }
-            Action::Restart => Some(Next::Restart),
-            Action::End(reason) => Some(Next::End(Ending {
+            Action::Restart => Outcome::Leave(Next::Restart),
+            Action::Pause => {
+                let outcome = self.stand_still(machine);
+                self.keep(before, outcome)
+            }
+            Action::Resume => {
+                self.go_on(machine);
+                Outcome::Done
+            }
+            Action::Save => {
+                let outcome = self.save(machine, before);
+                self.keep(before, outcome)
+            }
+            Action::Refuse(refusal) => Outcome::Refused(refusal),
+            Action::End(reason) => Outcome::Leave(Next::End(Ending {
                 reason,
                 message: self.message(reason, event),
             })),
         }
     }
 
+    /// What did not happen leaves the state as it was.
+    fn keep(&mut self, before: VmState, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Refused(_) | Outcome::Failed(_) => self.state = before,
+            Outcome::Done | Outcome::Saving | Outcome::Leave(_) => {}
+        }
+        outcome
+    }
+
+    fn press_power_button(&mut self, machine: &Machine) -> Outcome {
+        let now = Instant::now();
+        self.power_off = Some(PowerOff {
+            press_again: now + PRESS_AGAIN,
+            give_up: now + self.grace,
+        });
+        log::line(format_args!(
+            "asked to stop: power button pressed, {} s to power off",
+            self.grace.as_secs()
+        ));
+        press(machine);
+        self.report();
+        Outcome::Done
+    }
+
     fn message(&self, reason: ExitReason, event: &Event) -> String {
         let asked = self.power_off.is_some();
         match (reason, event) {
+            (ExitReason::ForcedOff, Event::OffRequested) => "the VM was switched off by a request".to_owned(),
             (_, Event::Crashed(what)) => format!("the guest crashed: {what}"),
             (_, Event::Panicked) => "the guest's kernel panicked; see its console".to_owned(),
             (_, Event::WatchdogExpired) => {
@@ -333,6 +463,7 @@ impl EventLoop {
         self.platform.clock.power_on();
         self.platform.watchdog.power_on();
         memory::clear(&self.platform.memory).map_err(RunError::Memory)?;
+        self.mapped_file = false;
         self.platform.vm.reset(&self.platform.host).map_err(RunError::Kvm)?;
         // What the last life still had to say is of no interest to this one, but for a request to stop.
         self.platform.mailbox.take();
@@ -343,8 +474,12 @@ impl EventLoop {
     fn status(&self) -> GuestStatus {
         GuestStatus {
             state: match self.state.phase {
-                Phase::Booting => GuestState::Booting,
-                Phase::Running => GuestState::Running,
+                Phase::Booting | Phase::Paused { booted: false } | Phase::Saving { booted: false, .. } => {
+                    GuestState::Booting
+                }
+                Phase::Running | Phase::Paused { booted: true } | Phase::Saving { booted: true, .. } => {
+                    GuestState::Running
+                }
                 Phase::PoweringOff | Phase::Ended(_) => GuestState::PoweringOff,
             },
             boot_time_ms: self.boot_time_ms,
@@ -386,15 +521,32 @@ impl EventLoop {
         }
     }
 
+    /// Bytes of input that a console has room for.
+    fn console_room(&self, machine: &Machine, console: Console) -> usize {
+        match console {
+            Console::Serial => machine.serial.capacity(),
+            Console::Virtio => self.platform.console.capacity(),
+        }
+    }
+
+    /// Input for the guest, for which there is room.
+    fn console_input(&self, machine: &Machine, console: Console, input: &[u8]) {
+        match console {
+            Console::Serial => {
+                if let Err(error) = machine.serial.input(input) {
+                    log::line(format_args!("failed to pass console input to the guest: {error}"));
+                }
+            }
+            Console::Virtio => self.platform.console.input(input),
+        }
+    }
+
     fn read_stdin(&mut self, machine: &Machine) {
         let Stdin::Polled(token) = self.stdin else {
             return;
         };
         let console = self.platform.output.last();
-        let capacity = match console {
-            Console::Serial => machine.serial.capacity(),
-            Console::Virtio => self.platform.console.capacity(),
-        };
+        let capacity = self.console_room(machine, console);
         let mut buffer = [0; 64];
         let room = buffer.get_mut(..capacity.min(64)).unwrap_or_default();
         if room.is_empty() {
@@ -403,14 +555,7 @@ impl EventLoop {
             return;
         }
         match rustix::io::read(rustix::stdio::stdin(), &mut *room) {
-            Ok(count @ 1..) => match console {
-                Console::Serial => {
-                    if let Err(error) = machine.serial.input(&room[..count]) {
-                        log::line(format_args!("failed to pass console input to the guest: {error}"));
-                    }
-                }
-                Console::Virtio => self.platform.console.input(&room[..count]),
-            },
+            Ok(count @ 1..) => self.console_input(machine, console, &room[..count]),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Ok(0) | Err(_) => {
                 self.poll.remove(rustix::stdio::stdin(), token);

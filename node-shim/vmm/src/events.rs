@@ -32,6 +32,16 @@ impl Events {
         self.vm.pulse_line(layout::EVENTS_IRQ)
     }
 
+    /// What the guest has not yet asked for.
+    pub(crate) fn save(&self) -> u8 {
+        self.happened.load(Ordering::Acquire)
+    }
+
+    /// Takes over what [`Self::save`] returned; the interrupt is on its way in the interrupt controller's state.
+    pub(crate) fn restore(&self, happened: u8) {
+        self.happened.store(happened, Ordering::Release);
+    }
+
     /// The machine was reset.
     pub(crate) fn power_on(&self) {
         self.happened.store(0, Ordering::Release);

@@ -19,6 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::layout;
 use crate::lock::lock;
 
+pub(crate) mod saved;
+
 /// Most MSI routes: 32 devices with 64 vectors each.
 const MSI_ROUTES_MAX: u32 = 2048;
 
@@ -34,6 +36,16 @@ pub(crate) enum KvmError {
     /// A capability is missing.
     #[error("KVM lacks {0}; the host's kernel is too old, or its KVM is not a complete one")]
     Missing(&'static str),
+    /// The time stamp counter of a snapshot runs at another speed.
+    #[error(
+        "the time stamp counter runs at {here_khz} kHz here and at {saved_khz} kHz where the VM was saved, and this host cannot scale it; restore on a host of the same kind"
+    )]
+    TscSpeed {
+        /// There.
+        saved_khz: u32,
+        /// Here.
+        here_khz: u32,
+    },
     /// An ioctl failed.
     #[error("{what} failed: {source}")]
     Ioctl {
@@ -133,15 +145,21 @@ impl Host {
     }
 }
 
-fn set_memory(fd: &VmFd, memory: &Memory) -> Result<(), KvmError> {
-    for (slot, region) in (0_u32..).zip(memory.iter()) {
-        let slot = kvm_userspace_memory_region {
+/// One slot for each region of guest memory.
+fn memory_slots(memory: &Memory) -> impl Iterator<Item = kvm_userspace_memory_region> {
+    (0_u32..)
+        .zip(memory.iter())
+        .map(|(slot, region)| kvm_userspace_memory_region {
             slot,
             flags: 0,
             guest_phys_addr: region.start_addr().raw_value(),
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
-        };
+        })
+}
+
+fn set_memory(fd: &VmFd, memory: &Memory) -> Result<(), KvmError> {
+    for slot in memory_slots(memory) {
         // SAFETY: the mapping is live, and `Vm` holds the memory for as long as it has the VM.
         let result = unsafe { fd.set_user_memory_region(slot) };
         named("KVM_SET_USER_MEMORY_REGION", result)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use node_shim_chips::cpus::Cpus;
 use node_shim_protocol::ExitReason;
 use node_shim_virtio::console::Port;
 use node_shim_virtio::device::Memory;
@@ -25,8 +26,12 @@ use crate::power::{KeyboardController, PowerManagement};
 use crate::registers::{self, RegisterError};
 use crate::serial::SerialPort;
 use crate::slots::SlotController;
-use crate::vcpu::Buses;
+use crate::vcpu::{Buses, Processor};
 use crate::watchdog::Watchdog;
+
+pub(crate) mod saved;
+
+use self::saved::SavedMachineError;
 
 /// Why a machine cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,9 @@ pub(crate) enum MachineError {
     /// Two devices are in one place: a defect.
     #[error(transparent)]
     Overlap(Overlap),
+    /// The machine cannot be as it was saved.
+    #[error("failed to restore the VM: {0}")]
+    Saved(SavedMachineError),
 }
 
 impl MachineError {
@@ -59,7 +67,7 @@ impl MachineError {
             Self::Cpu(CpuError::Cpuid(_) | CpuError::Range { .. }) | Self::Acpi(_) | Self::Overlap(_) => {
                 ExitReason::Internal
             }
-            Self::Kvm(_) | Self::Cpu(_) | Self::Registers(_) => ExitReason::HostUnavailable,
+            Self::Kvm(_) | Self::Cpu(_) | Self::Registers(_) | Self::Saved(_) => ExitReason::HostUnavailable,
         }
     }
 }
@@ -89,7 +97,6 @@ pub(crate) struct Platform {
     /// Plugs and unplugs virtio devices.
     pub(crate) slots: Arc<SlotController>,
     /// Of the devices that are told what to do while the guest runs.
-    #[expect(dead_code, reason = "for the control socket")]
     pub(crate) handles: Handles,
     /// The time.
     pub(crate) clock: Arc<Clock>,
@@ -113,8 +120,17 @@ pub(crate) struct Machine {
     pub(crate) serial: Arc<SerialPort>,
     /// The vCPUs: to plug and unplug them.
     pub(crate) cpus: Arc<CpuController>,
+    config_ports: Arc<ConfigPorts>,
     /// Kept for vCPUs that come later.
     _buses: Arc<Buses>,
+}
+
+/// The chips that have state of their own, as devices are not: a reset makes new ones.
+struct Chips {
+    power: Arc<PowerManagement>,
+    serial: Arc<SerialPort>,
+    config_ports: Arc<ConfigPorts>,
+    cpus: Arc<CpuController>,
 }
 
 impl Machine {
@@ -132,36 +148,47 @@ impl Machine {
             .load(&platform.memory, platform.memory_bytes, rsdp)
             .map_err(MachineError::Boot)?;
         registers::write_boot_tables(&platform.memory, entry).map_err(MachineError::Registers)?;
-
-        let power = Arc::new(PowerManagement::new(
-            Arc::clone(&platform.vm),
-            Arc::clone(&platform.mailbox),
-        ));
-        let serial = Arc::new(SerialPort::new(
-            Arc::clone(&platform.vm),
-            platform.output.clone(),
-            Arc::clone(&platform.input_drained),
-        ));
-        let supported = platform.host.supported_cpuid().map_err(MachineError::Kvm)?;
-        let cpus = Arc::new(CpuController::new(
-            Arc::clone(&platform.vm),
-            supported,
-            (platform.vcpus, platform.vcpus_max),
-            Arc::clone(&platform.mailbox),
-            Arc::clone(&platform.events),
-        ));
-        let buses = Arc::new(buses(platform, &power, &serial, &cpus).map_err(MachineError::Overlap)?);
-        cpus.set_buses(&buses);
-        let mut descriptors = Vec::with_capacity(usize::from(platform.vcpus));
+        let chips = Chips {
+            power: Arc::new(PowerManagement::new(
+                Arc::clone(&platform.vm),
+                Arc::clone(&platform.mailbox),
+            )),
+            serial: Arc::new(SerialPort::new(
+                Arc::clone(&platform.vm),
+                platform.output.clone(),
+                Arc::clone(&platform.input_drained),
+            )),
+            config_ports: Arc::new(ConfigPorts::new(
+                Arc::clone(&platform.pci),
+                Arc::clone(&platform.mailbox),
+            )),
+            cpus: cpu_controller(platform, Cpus::new(platform.vcpus, platform.vcpus_max))?,
+        };
+        let mut processors = Vec::with_capacity(usize::from(platform.vcpus));
         for index in 0..platform.vcpus {
-            let vcpu = cpus.create(index).map_err(MachineError::Cpu)?;
+            let processor = chips.cpus.create(index).map_err(MachineError::Cpu)?;
             if index == 0 {
-                registers::set_boot_processor(&vcpu, entry).map_err(MachineError::Registers)?;
+                registers::set_boot_processor(&processor.descriptor, entry).map_err(MachineError::Registers)?;
             }
-            descriptors.push(vcpu);
+            processors.push((index, processor));
         }
-        for (index, vcpu) in (0..).zip(descriptors) {
-            if let Err(error) = cpus.run(index, vcpu) {
+        let machine = Self::spawn(platform, chips, processors)?;
+        machine.cpus.let_in();
+        Ok(machine)
+    }
+
+    /// Starts the threads of vCPUs, which wait to be let in.
+    fn spawn(platform: &Platform, chips: Chips, processors: Vec<(u8, Processor)>) -> Result<Self, MachineError> {
+        let buses = Arc::new(buses(platform, &chips).map_err(MachineError::Overlap)?);
+        let Chips {
+            power,
+            serial,
+            config_ports,
+            cpus,
+        } = chips;
+        cpus.set_buses(&buses);
+        for (index, processor) in processors {
+            if let Err(error) = cpus.run(index, processor) {
                 cpus.stop();
                 return Err(MachineError::Cpu(error));
             }
@@ -170,8 +197,19 @@ impl Machine {
             power,
             serial,
             cpus,
+            config_ports,
             _buses: buses,
         })
+    }
+
+    /// Takes every vCPU out of the guest, each between two instructions, and waits until they are.
+    pub(crate) fn pause(&self) {
+        self.cpus.pause();
+    }
+
+    /// Lets the vCPUs go on.
+    pub(crate) fn resume(&self) {
+        self.cpus.resume();
     }
 
     /// Takes every vCPU out of the guest and waits for their threads.
@@ -180,13 +218,19 @@ impl Machine {
     }
 }
 
+fn cpu_controller(platform: &Platform, registers: Cpus) -> Result<Arc<CpuController>, MachineError> {
+    let supported = platform.host.supported_cpuid().map_err(MachineError::Kvm)?;
+    Ok(Arc::new(CpuController::new(
+        Arc::clone(&platform.vm),
+        supported,
+        registers,
+        Arc::clone(&platform.mailbox),
+        Arc::clone(&platform.events),
+    )))
+}
+
 /// Puts everything in its place: see [`layout`].
-fn buses(
-    platform: &Platform,
-    power: &Arc<PowerManagement>,
-    serial: &Arc<SerialPort>,
-    cpus: &Arc<CpuController>,
-) -> Result<Buses, Overlap> {
+fn buses(platform: &Platform, chips: &Chips) -> Result<Buses, Overlap> {
     let mut memory = Bus::default();
     let range = |start, size| Range { start, size };
     memory.add(
@@ -206,20 +250,17 @@ fn buses(
     ports.add(range(layout::KEYBOARD_COMMAND_PORT, 1), keyboard)?;
     ports.add(
         range(layout::COM1, layout::COM1_PORTS),
-        Arc::<SerialPort>::clone(serial),
+        Arc::<SerialPort>::clone(&chips.serial),
     )?;
     ports.add(
         range(layout::PM1A_EVENT, layout::PM1A_PORTS),
-        Arc::<PowerManagement>::clone(power),
+        Arc::<PowerManagement>::clone(&chips.power),
     )?;
     ports.add(
         range(layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_PORTS),
-        Arc::new(ConfigPorts::new(
-            Arc::clone(&platform.pci),
-            Arc::clone(&platform.mailbox),
-        )),
+        Arc::<ConfigPorts>::clone(&chips.config_ports),
     )?;
-    add_chips(&mut ports, platform, cpus)?;
+    add_chips(&mut ports, platform, &chips.cpus)?;
     Ok(Buses { memory, ports })
 }
 

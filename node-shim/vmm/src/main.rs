@@ -7,8 +7,12 @@
 //! ```
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+
+use self::control::command::Verb;
+use self::vmm::Origin;
 
 mod acpi;
 mod activator;
@@ -18,6 +22,7 @@ mod bus;
 mod clock;
 mod config;
 mod console;
+mod control;
 mod cpuid;
 mod cpus;
 mod devices;
@@ -31,6 +36,7 @@ mod log;
 mod machine;
 mod mailbox;
 mod memory;
+mod packet;
 mod panic_port;
 mod pci;
 mod poll;
@@ -39,6 +45,7 @@ mod registers;
 mod serial;
 mod signals;
 mod slots;
+mod snapshot;
 mod terminal;
 mod termination;
 mod timer;
@@ -60,14 +67,31 @@ enum Command {
     /// Runs a VM until it ends. SIGTERM is its power button; the exit code says how it ended.
     Run {
         /// The VM's configuration: a VmConfig in JSON.
+        #[arg(long, required_unless_present = "restore")]
+        config: Option<PathBuf>,
+        /// Goes on from a snapshot's folder, which has its configuration.
+        #[arg(long, conflicts_with = "config")]
+        restore: Option<PathBuf>,
+        /// Where the files of a restored VM's disks go [default: the scratch directory that it was saved with]
+        #[arg(long, requires = "restore")]
+        scratch: Option<PathBuf>,
+        /// Where to make the control socket. Without it there is none.
         #[arg(long)]
-        config: PathBuf,
+        control: Option<PathBuf>,
         /// Socket of the node agent, which opens /dev/kvm and taps. Without it both are opened here.
         #[arg(long)]
         agent: Option<PathBuf>,
         /// Where to write why the VM ended, besides stderr [default: /dev/termination-log where it exists]
         #[arg(long)]
         termination_log: Option<PathBuf>,
+    },
+    /// Asks a running VM for something, and prints the answer in JSON.
+    Control {
+        /// The VM's control socket.
+        #[arg(long)]
+        socket: PathBuf,
+        #[command(subcommand)]
+        verb: Verb,
     },
     /// Checks a configuration without starting anything.
     Check {
@@ -78,9 +102,13 @@ enum Command {
 }
 
 fn main() {
+    let started = Instant::now();
     match Arguments::parse().command {
         Command::Run {
             config,
+            restore,
+            scratch,
+            control,
             agent,
             termination_log,
         } => {
@@ -89,11 +117,29 @@ fn main() {
             if let Err(error) = rustix::thread::set_no_new_privs(true) {
                 log::line(format_args!("failed to set no_new_privs: {error}"));
             }
-            match vmm::run(&vmm::Options { config, agent }) {
+            let origin = match (config, restore) {
+                (_, Some(folder)) => Origin::Snapshot { folder, scratch },
+                (config, None) => Origin::Config(config.unwrap_or_default()),
+            };
+            let options = vmm::Options {
+                origin,
+                agent,
+                control,
+                started,
+            };
+            match vmm::run(&options) {
                 Ok(ending) => termination::end(ending.reason, &ending.message),
                 Err(error) => termination::end(error.reason(), &error.to_string()),
             }
         }
+        Command::Control { socket, verb } => match control::command::run(&socket, verb) {
+            Ok(true) => {}
+            Ok(false) => std::process::exit(1),
+            Err(error) => {
+                log::line(format_args!("{error}"));
+                std::process::exit(2);
+            }
+        },
         Command::Check { config } => {
             termination::end_on_panic();
             if let Err(error) = config::load(&config) {

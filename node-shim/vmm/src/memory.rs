@@ -1,5 +1,6 @@
 //! Guest RAM: where it is and how it is mapped.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -119,10 +120,40 @@ pub(crate) fn memory_map(size_bytes: u64) -> Vec<(Range, MapKind)> {
 /// Maps guest RAM, and the range of memory that is plugged later: anonymous, private, not reserved in advance, with huge pages where the
 /// host has them.
 pub(crate) fn map(size_bytes: u64, later: Option<Range>) -> Result<Arc<Memory>, MemoryError> {
+    map_ranges(size_bytes, later, |_, _| Ok(()))
+}
+
+/// Maps guest memory that starts as the contents of a file, which has the ranges one after the other and is not changed for as long as
+/// the memory lives. Pages are read when they are first used, and copied when they are first written: the file stays what it is.
+pub(crate) fn map_file(size_bytes: u64, later: Option<Range>, file: &File) -> Result<Arc<Memory>, MemoryError> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+    let mut offset = 0;
+    map_ranges(size_bytes, later, |address, bytes| {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range is exactly one new mapping that nobody knows of yet.
+        unsafe { mmap(address, bytes, protection, flags, file, offset) }?;
+        offset += bytes as u64;
+        Ok(())
+    })
+}
+
+/// Bytes of all memory that [`map`] and [`map_file`] map.
+pub(crate) fn mapped_bytes(size_bytes: u64, later: Option<Range>) -> u64 {
+    size_bytes + later.map_or(0, |range| range.size)
+}
+
+/// Maps each range; `fill` may replace what is mapped at an address.
+fn map_ranges(
+    size_bytes: u64,
+    later: Option<Range>,
+    mut fill: impl FnMut(*mut std::ffi::c_void, usize) -> rustix::io::Result<()>,
+) -> Result<Arc<Memory>, MemoryError> {
     let mut regions = Vec::new();
     for range in ram_ranges(size_bytes).into_iter().chain(later) {
         let bytes = usize::try_from(range.size).map_err(|error| MemoryError::Regions(error.to_string()))?;
-        let address = map_aligned(bytes).map_err(|source| MemoryError::Map {
+        let address = map_aligned(bytes).and_then(|address| fill(address, bytes).map(|()| address));
+        let address = address.map_err(|source| MemoryError::Map {
             bytes: range.size,
             source: source.into(),
         })?;
@@ -173,16 +204,20 @@ fn map_aligned(bytes: usize) -> rustix::io::Result<*mut std::ffi::c_void> {
     Ok(aligned)
 }
 
-/// Empties guest RAM: every page reads as zero again.
+/// Empties guest RAM: every page reads as zero again, also where it was a file's. KVM follows.
 pub(crate) fn clear(memory: &Memory) -> Result<(), MemoryError> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
     for region in memory.iter() {
         let bytes = usize::try_from(region.len()).map_err(|error| MemoryError::Regions(error.to_string()))?;
-        // SAFETY: the range is exactly one live private anonymous mapping that nobody holds Rust references into.
-        let result = unsafe { rustix::mm::madvise(region.as_ptr().cast(), bytes, rustix::mm::Advice::LinuxDontNeed) };
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range is exactly one live private mapping that nobody holds Rust references into; it is replaced by an empty one.
+        let result = unsafe { mmap_anonymous(region.as_ptr().cast(), bytes, protection, flags) };
         result.map_err(|source| MemoryError::Map {
             bytes: region.len(),
             source: source.into(),
         })?;
+        advise(region);
     }
     Ok(())
 }

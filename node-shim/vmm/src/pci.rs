@@ -241,6 +241,16 @@ impl ConfigPorts {
             mailbox,
         }
     }
+
+    /// The address port.
+    pub(crate) fn address(&self) -> u32 {
+        self.address.load(Ordering::Relaxed)
+    }
+
+    /// Sets the address port, as a guest's write of 4 bytes does.
+    pub(crate) fn set_address(&self, address: u32) {
+        self.address.store(address, Ordering::Relaxed);
+    }
 }
 
 /// Offset of the data ports.

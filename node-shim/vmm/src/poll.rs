@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::control::ClientId;
 use crate::lock::lock;
 
 /// Most events that one wait returns.
@@ -31,6 +32,10 @@ pub(crate) enum Source {
     Watchdog,
     /// The node agent said something, or went away.
     Agent,
+    /// Somebody connects to the control socket.
+    ControlListener,
+    /// A client of the control socket said something, or went away.
+    ControlClient(ClientId),
     /// The driver of the function with this index kicked a queue.
     Doorbell {
         /// Index of the function.

@@ -9,6 +9,7 @@ use crate::layout;
 use crate::lifecycle::Event;
 use crate::lock::lock;
 use crate::mailbox::Mailbox;
+use crate::snapshot::state::PowerState;
 
 /// PM1 status and enable: power button (table 4.11).
 const POWER_BUTTON: u16 = 1 << 8;
@@ -90,6 +91,34 @@ impl PowerManagement {
             vm,
             mailbox,
         }
+    }
+
+    /// The registers, to be saved.
+    pub(crate) fn save(&self) -> PowerState {
+        let Registers {
+            status,
+            enable,
+            control,
+        } = *lock(&self.registers);
+        PowerState {
+            status,
+            enable,
+            control,
+        }
+    }
+
+    /// Takes over saved registers. The level of the interrupt is in the saved IO APIC.
+    pub(crate) fn restore(&self, state: PowerState) {
+        let PowerState {
+            status,
+            enable,
+            control,
+        } = state;
+        *lock(&self.registers) = Registers {
+            status,
+            enable,
+            control,
+        };
     }
 
     /// Presses the power button.

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use vm_superio::serial::{Error, SerialEvents};
+use vm_superio::serial::{Error, SerialEvents, SerialState as UartState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -12,6 +12,7 @@ use crate::console::Output;
 use crate::kvm::Vm;
 use crate::layout;
 use crate::lock::lock;
+use crate::snapshot::state::SerialState;
 
 /// The interrupt line of COM1.
 struct Line(Arc<Vm>);
@@ -50,6 +51,40 @@ impl SerialPort {
         }
     }
 
+    /// A port that is as it was saved. Where it had raised its interrupt it does so again.
+    ///
+    /// # Errors
+    /// When KVM does not raise the interrupt, or there is more input than the port holds.
+    pub(crate) fn restore(
+        vm: Arc<Vm>,
+        output: Output,
+        drained: Arc<EventFd>,
+        state: &SerialState,
+    ) -> Result<Self, String> {
+        let uart = Serial::from_state(&uart_state(state), Line(vm), InputDrained(drained), output);
+        Ok(Self {
+            uart: Mutex::new(uart.map_err(|error| format!("failed to restore COM1: {error:?}"))?),
+        })
+    }
+
+    /// The port, to be saved.
+    pub(crate) fn save(&self) -> SerialState {
+        let state = lock(&self.uart).state();
+        SerialState {
+            divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            registers: [
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+            ],
+            input: state.in_buffer,
+        }
+    }
+
     /// Bytes of input that the port can take.
     pub(crate) fn capacity(&self) -> usize {
         lock(&self.uart).fifo_capacity()
@@ -64,6 +99,31 @@ impl SerialPort {
             Ok(_) | Err(Error::FullFifo) => Ok(()),
             Err(Error::Trigger(error) | Error::IOError(error)) => Err(error),
         }
+    }
+}
+
+fn uart_state(state: &SerialState) -> UartState {
+    let [baud_divisor_low, baud_divisor_high] = state.divisor;
+    let [
+        interrupt_enable,
+        interrupt_identification,
+        line_control,
+        line_status,
+        modem_control,
+        modem_status,
+        scratch,
+    ] = state.registers;
+    UartState {
+        baud_divisor_low,
+        baud_divisor_high,
+        interrupt_enable,
+        interrupt_identification,
+        line_control,
+        line_status,
+        modem_control,
+        modem_status,
+        scratch,
+        in_buffer: state.input.clone(),
     }
 }
 

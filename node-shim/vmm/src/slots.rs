@@ -21,7 +21,6 @@ pub(crate) struct SlotController {
     events: Arc<Events>,
 }
 
-#[expect(dead_code, reason = "for the control socket: attach and detach")]
 impl SlotController {
     /// Puts a device into a free slot, tells the guest, and returns the slot.
     ///
@@ -47,6 +46,16 @@ impl SlotController {
         }
         lock(&self.registers).unplug(slot);
         self.raise(slot)
+    }
+
+    /// The registers, for a VM that is paused.
+    pub(crate) fn save(&self) -> Slots {
+        *lock(&self.registers)
+    }
+
+    /// Takes over saved registers.
+    pub(crate) fn restore(&self, registers: Slots) {
+        *lock(&self.registers) = registers;
     }
 
     fn raise(&self, slot: u8) -> Result<(), PlugError> {

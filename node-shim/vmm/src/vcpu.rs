@@ -1,30 +1,38 @@
 //! One thread for each vCPU: it runs the guest until something wants it out.
 //!
-//! To take a vCPU out, `stop` is set and the thread is sent a signal. The handler sets `immediate_exit` in the thread's own
-//! `kvm_run`, so that a signal between the check of `stop` and the start of the guest is not lost
+//! To take a vCPU out, the [`Gate`] is closed and the thread is sent a signal. The handler sets `immediate_exit` in the thread's own
+//! `kvm_run`, so that a signal between the look at the gate and the start of the guest is not lost
 //! (Linux Documentation/virt/kvm/api.rst, section 5).
 
 use std::cell::Cell;
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::{
-    KVM_MP_STATE_UNINITIALIZED, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_mp_state,
+    KVM_MP_STATE_UNINITIALIZED, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    kvm_cpuid_entry2, kvm_mp_state,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::Killable;
 
+use self::gate::Gate;
+use self::parking::Parking;
 use crate::bus::Bus;
 use crate::lifecycle::Event;
 use crate::lock::lock;
 use crate::mailbox::Mailbox;
 use crate::signals;
 
+pub(crate) mod gate;
+pub(crate) mod parking;
+pub(crate) mod saved;
+
 /// A vCPU's thread runs register accesses of devices and little else.
 const STACK_BYTES: usize = 256 * 1024;
+/// Most exits that finishing one instruction takes: an access of 64 bytes to memory that is no RAM is 8 of them.
+const SETTLE_MAX: usize = 32;
 
 thread_local! {
     /// `immediate_exit` in this thread's `kvm_run`, for the signal handler.
@@ -51,84 +59,61 @@ pub(crate) struct Buses {
     pub(crate) ports: Bus,
 }
 
-/// Keeps a vCPU that the guest has ejected out of the guest until it is plugged again.
-#[derive(Default)]
-pub(crate) struct Parking {
-    state: AtomicU8,
-    lock: Mutex<()>,
-    changed: Condvar,
+/// A vCPU in KVM, and what CPUID tells its guest.
+pub(crate) struct Processor {
+    /// The vCPU.
+    pub(crate) descriptor: VcpuFd,
+    /// As it was set. What `KVM_GET_CPUID2` says may be something else: `KVM_PVM` adds what the host's processor has.
+    pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
 }
 
-/// In the guest, or on the way there.
-const RUNNING: u8 = 0;
-/// To stay out of the guest.
-const PARKED: u8 = 1;
-/// Plugged again: its thread brings it back to the state in which it waits for INIT.
-const RELEASED: u8 = 2;
-
-impl Parking {
-    /// Keeps the vCPU out, as soon as it comes out.
-    pub(crate) fn park(&self) {
-        self.set(PARKED);
-    }
-
-    /// Plugs the vCPU again.
-    pub(crate) fn release(&self) {
-        self.set(RELEASED);
-    }
-
-    /// Wakes the thread, to look whether it shall stop.
-    pub(crate) fn wake(&self) {
-        drop(lock(&self.lock));
-        self.changed.notify_all();
-    }
-
-    fn set(&self, state: u8) {
-        self.state.store(state, Ordering::Release);
-        self.wake();
-    }
-
-    /// Waits while the vCPU is parked and need not stop. `true` when it was plugged again.
-    fn wait(&self, stop: &AtomicBool) -> bool {
-        if self.state.load(Ordering::Acquire) == PARKED {
-            let guard = lock(&self.lock);
-            let parked = |_: &mut ()| self.state.load(Ordering::Acquire) == PARKED && !stop.load(Ordering::Acquire);
-            // A panic elsewhere would have ended the process.
-            drop(self.changed.wait_while(guard, parked));
-        }
-        let released = self
-            .state
-            .compare_exchange(RELEASED, RUNNING, Ordering::AcqRel, Ordering::Acquire);
-        released.is_ok()
-    }
-}
-
-/// A running vCPU.
+/// A vCPU and its thread.
 pub(crate) struct Vcpu {
     thread: JoinHandle<()>,
+    /// Held by the thread while it is inside of the gate.
+    descriptor: Arc<Mutex<VcpuFd>>,
+    /// What CPUID tells the guest.
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 impl Vcpu {
-    /// Starts the vCPU with this index.
+    /// Starts the thread of the vCPU with this index; it runs the guest once the gate is open.
     pub(crate) fn start(
         index: u8,
-        vcpu: VcpuFd,
+        processor: Processor,
         buses: Arc<Buses>,
         mailbox: Arc<Mailbox>,
-        stop: Arc<AtomicBool>,
+        gate: Arc<Gate>,
         parking: Arc<Parking>,
     ) -> io::Result<Self> {
+        let Processor { descriptor, cpuid } = processor;
+        let descriptor = Arc::new(Mutex::new(descriptor));
+        let of_thread = Arc::clone(&descriptor);
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK_BYTES)
-            .spawn(move || run(vcpu, &buses, &mailbox, &stop, &parking))?;
-        Ok(Self { thread })
+            .spawn(move || run(&of_thread, &buses, &mailbox, &gate, &parking))?;
+        Ok(Self {
+            thread,
+            descriptor,
+            cpuid,
+        })
     }
 
-    /// Takes the vCPU out of the guest; `stop` has been set.
+    /// Takes the vCPU out of the guest; the gate has been closed.
     pub(crate) fn kick(&self) {
         // A thread that has ended needs no signal.
         let _ = self.thread.kill(signals::kick_signal());
+    }
+
+    /// The vCPU, which is at rest.
+    pub(crate) fn descriptor(&self) -> MutexGuard<'_, VcpuFd> {
+        lock(&self.descriptor)
+    }
+
+    /// What CPUID tells the guest.
+    pub(crate) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
     }
 
     /// Waits for the thread's end.
@@ -141,14 +126,16 @@ impl Vcpu {
 /// What one exit means.
 enum Outcome {
     Continue,
+    /// A signal, or `immediate_exit`: the last instruction is finished.
+    Interrupted,
     End(Event),
 }
 
-fn run(mut vcpu: VcpuFd, buses: &Buses, mailbox: &Mailbox, stop: &AtomicBool, parking: &Parking) {
-    IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
-    while !stop.load(Ordering::Acquire) {
-        if parking.wait(stop)
-            && let Err(error) = vcpu.set_mp_state(kvm_mp_state {
+fn run(vcpu: &Mutex<VcpuFd>, buses: &Buses, mailbox: &Mailbox, gate: &Gate, parking: &Parking) {
+    IMMEDIATE_EXIT.set(&raw mut lock(vcpu).get_kvm_run().immediate_exit);
+    loop {
+        if parking.wait(gate)
+            && let Err(error) = lock(vcpu).set_mp_state(kvm_mp_state {
                 mp_state: KVM_MP_STATE_UNINITIALIZED,
             })
         {
@@ -157,18 +144,41 @@ fn run(mut vcpu: VcpuFd, buses: &Buses, mailbox: &Mailbox, stop: &AtomicBool, pa
             )));
             break;
         }
-        if stop.load(Ordering::Acquire) {
+        let Some(inside) = gate.enter() else { break };
+        let ended = run_inside(&mut lock(vcpu), buses, gate, parking);
+        if let Some(event) = ended {
+            // Whoever waits for the vCPU's rest finds what it said.
+            mailbox.send(event);
             break;
         }
-        match step(&mut vcpu, buses) {
-            Outcome::Continue => {}
-            Outcome::End(event) => {
-                mailbox.send(event);
-                break;
-            }
-        }
+        drop(inside);
     }
     IMMEDIATE_EXIT.set(ptr::null_mut());
+}
+
+/// Runs the guest until the gate is closed or the vCPU is to be parked, or for good.
+fn run_inside(vcpu: &mut VcpuFd, buses: &Buses, gate: &Gate, parking: &Parking) -> Option<Event> {
+    while gate.is_open() && !parking.is_wanted() {
+        match step(vcpu, buses) {
+            Outcome::Continue | Outcome::Interrupted => {}
+            Outcome::End(event) => return Some(event),
+        }
+    }
+    settle(vcpu, buses)
+}
+
+/// Finishes the instruction whose access to a device was the last exit: only then are the registers those of a place between two
+/// instructions (api.rst, the note at `KVM_EXIT_IO`).
+fn settle(vcpu: &mut VcpuFd, buses: &Buses) -> Option<Event> {
+    for _ in 0..SETTLE_MAX {
+        vcpu.set_kvm_immediate_exit(1);
+        match step(vcpu, buses) {
+            Outcome::Continue => {}
+            Outcome::Interrupted => break,
+            Outcome::End(event) => return Some(event),
+        }
+    }
+    None
 }
 
 /// Runs the guest until its next exit.
@@ -183,7 +193,7 @@ fn step(vcpu: &mut VcpuFd, buses: &Buses) -> Outcome {
         Err(error) => match error.errno() {
             libc::EINTR => {
                 vcpu.set_kvm_immediate_exit(0);
-                return Outcome::Continue;
+                return Outcome::Interrupted;
             }
             libc::EAGAIN => return Outcome::Continue,
             _ => format!("KVM_RUN failed: {error}"),
@@ -250,30 +260,5 @@ fn position(vcpu: &VcpuFd) -> String {
             regs.rip, regs.rsp, sregs.cr0, sregs.cr2, sregs.cr3
         ),
         _ => "an unknown position".to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_parked_vcpu_waits_until_it_is_plugged_again_or_stops() {
-        let (parking, stop) = (Arc::new(Parking::default()), Arc::new(AtomicBool::new(false)));
-        assert!(!parking.wait(&stop), "it runs");
-        for stopping in [false, true] {
-            parking.park();
-            let (parked, stopped) = (Arc::clone(&parking), Arc::clone(&stop));
-            let thread = thread::spawn(move || parked.wait(&stopped));
-            if stopping {
-                stop.store(true, Ordering::Release);
-                parking.wake();
-            } else {
-                parking.release();
-            }
-            assert_eq!(thread.join().unwrap(), !stopping);
-        }
-        parking.release();
-        assert!(parking.wait(&stop) && !parking.wait(&stop), "reset once");
     }
 }

@@ -1,11 +1,11 @@
 //! Construction of a VM, in one linear order:
 //!
-//! 1. the configuration, checked;
+//! 1. the configuration, checked: a file, or what a snapshot has;
 //! 2. disks opened;
 //! 3. kernel and initrd opened or looked for on a disk, and the cloud-init seed made;
 //! 4. KVM and taps: from the node agent, or opened here;
 //! 5. guest memory and the VM;
-//! 6. the console;
+//! 6. the console and the control socket;
 //! 7. virtio devices on the PCI bus.
 //!
 //! Everything that can be wrong with what the user gave comes before anything that the host gives, so that the same mistake always
@@ -14,10 +14,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use node_shim_protocol::ExitReason;
 use node_shim_protocol::agent::InterfaceRequest;
 use node_shim_protocol::config::Binding;
+use node_shim_protocol::{ExitReason, VmConfig};
 use node_shim_virtio::console::{Console, Port};
 use node_shim_virtio::net::Net;
 use vmm_sys_util::eventfd::EventFd;
@@ -27,12 +28,14 @@ use crate::boot::{BootError, BootSource};
 use crate::clock::Clock;
 use crate::config::{self, CheckedConfig, ConfigError};
 use crate::console::Output;
+use crate::control::{ControlError, Server};
 use crate::devices::disk::DiskError;
 use crate::devices::network::NetworkError;
 use crate::devices::seed::CloudInitError;
 use crate::devices::vsock::{self, VsockError};
 use crate::devices::{self, Connector, disk, network, seed};
-use crate::event_loop::{self, Ending, RunError};
+use crate::event_loop::hotplug::Named;
+use crate::event_loop::{self, Ending, Identity, RunError, Supervisor};
 use crate::events::Events;
 use crate::kvm::{Host, KvmError};
 use crate::machine::Platform;
@@ -42,6 +45,8 @@ use crate::pci::{PciBus, TooManyFunctions};
 use crate::poll::Poll;
 use crate::signals::{self, Signals};
 use crate::slots::SlotController;
+use crate::snapshot::SnapshotError;
+use crate::snapshot::folder::{self, Opened};
 use crate::watchdog::Watchdog;
 use crate::{log, terminal};
 
@@ -99,6 +104,12 @@ pub(crate) enum VmmError {
         /// Why not.
         source: io::Error,
     },
+    /// There is no control socket.
+    #[error(transparent)]
+    Control(ControlError),
+    /// The snapshot cannot be restored.
+    #[error(transparent)]
+    Snapshot(SnapshotError),
     /// The VM ended by an error.
     #[error(transparent)]
     Run(RunError),
@@ -124,7 +135,9 @@ impl VmmError {
             | Self::Kvm(_)
             | Self::Vcpus { .. }
             | Self::Memory(_)
+            | Self::Control(_)
             | Self::Host { .. } => ExitReason::HostUnavailable,
+            Self::Snapshot(error) => error.reason(),
             Self::Run(error) => error.reason(),
         }
     }
@@ -132,10 +145,67 @@ impl VmmError {
 
 /// What the command line says.
 pub(crate) struct Options {
-    /// The configuration file.
-    pub(crate) config: PathBuf,
+    /// What the VM starts from.
+    pub(crate) origin: Origin,
     /// The node agent's socket.
     pub(crate) agent: Option<PathBuf>,
+    /// Where to listen for requests.
+    pub(crate) control: Option<PathBuf>,
+    /// When the process started.
+    pub(crate) started: Instant,
+}
+
+/// What a VM starts from.
+pub(crate) enum Origin {
+    /// A configuration file.
+    Config(PathBuf),
+    /// A snapshot's folder.
+    Snapshot {
+        /// The folder.
+        folder: PathBuf,
+        /// Where the files of its disks go, if not where they were.
+        scratch: Option<PathBuf>,
+    },
+}
+
+/// A configuration, and what a snapshot has beside it.
+struct Start {
+    /// For snapshots.
+    text: String,
+    config: CheckedConfig,
+    snapshot: Option<Opened>,
+}
+
+fn start(origin: &Origin) -> Result<Start, VmmError> {
+    let json = |config: &VmConfig| serde_json::to_string(config).unwrap_or_default();
+    match origin {
+        Origin::Config(path) => {
+            let config = config::read(path).map_err(VmmError::Config)?;
+            Ok(Start {
+                text: json(&config),
+                config: config::check(config).map_err(VmmError::Config)?,
+                snapshot: None,
+            })
+        }
+        Origin::Snapshot { folder, scratch } => {
+            let snapshot = folder::open(folder).map_err(VmmError::Snapshot)?;
+            let parsed = config::parse(folder, &snapshot.state.config, scratch.as_deref());
+            let (config, checked) = parsed.map_err(VmmError::Config)?;
+            let later = memory::later_range(checked.memory_bytes, checked.memory_max_bytes);
+            if memory::mapped_bytes(checked.memory_bytes, later) != snapshot.state.memory_bytes {
+                return Err(VmmError::Snapshot(SnapshotError::Inconsistent {
+                    what: "memory",
+                    problem: "is not as large as its configuration says".to_owned(),
+                }));
+            }
+            snapshot.copy_disks(&checked.scratch).map_err(VmmError::Snapshot)?;
+            Ok(Start {
+                text: json(&config),
+                config: checked,
+                snapshot: Some(snapshot),
+            })
+        }
+    }
 }
 
 /// Runs a VM from its configuration to its end.
@@ -144,7 +214,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let signals = Signals::block().map_err(host_error("block signals"))?;
     signals::install_kick_handler().map_err(host_error("install a signal handler"))?;
 
-    let config = config::load(&options.config).map_err(VmmError::Config)?;
+    let Start { text, config, snapshot } = start(&options.origin)?;
     let disks = disk::open_all(&config).map_err(VmmError::Disk)?;
     let boot = BootSource::open(&config, &disks).map_err(VmmError::Boot)?;
     let seed = config.cloud_init.as_ref().map(seed::disk).transpose();
@@ -159,7 +229,11 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     }
 
     let later_memory = memory::later_range(config.memory_bytes, config.memory_max_bytes);
-    let memory = memory::map(config.memory_bytes, later_memory).map_err(VmmError::Memory)?;
+    let memory = match &snapshot {
+        None => memory::map(config.memory_bytes, later_memory),
+        Some(snapshot) => memory::map_file(config.memory_bytes, later_memory, &snapshot.memory),
+    };
+    let memory = memory.map_err(VmmError::Memory)?;
     let vm = host.create_vm(&memory).map_err(VmmError::Kvm)?;
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
@@ -173,6 +247,8 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
     let output = stdout.map_err(io::Error::from).and_then(Output::start);
     let output = output.map_err(host_error("start the console"))?;
+    let control = options.control.as_deref().map(Server::bind).transpose();
+    let control = control.map_err(VmmError::Control)?;
     let input_drained =
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host_error("create an eventfd"))?;
     let input_drained = Arc::new(input_drained);
@@ -219,13 +295,39 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         mailbox,
     };
     log::line(format_args!(
-        "starting `{}`: {} vCPUs, {} MiB",
+        "{} `{}`: {} vCPUs, {} MiB",
+        if snapshot.is_some() { "restoring" } else { "starting" },
         config.name,
         config.vcpus,
         config.memory_bytes >> 20
     ));
     terminal::make_raw();
-    event_loop::run(platform, poll, signals, agent, config.grace).map_err(VmmError::Run)
+    let supervisor = Supervisor {
+        poll,
+        signals,
+        agent,
+        control,
+        grace: config.grace,
+        identity: Identity {
+            disk_files: disk::file_names(&config),
+            devices: named(&config),
+            name: config.name,
+            config: text,
+            scratch: config.scratch,
+            started: options.started,
+        },
+        restored: snapshot.map(|snapshot| Box::new(snapshot.state)),
+    };
+    event_loop::run(platform, supervisor).map_err(VmmError::Run)
+}
+
+/// What of the configuration is in the PCI slots from 1 on: see [`devices::configured`].
+fn named(config: &CheckedConfig) -> Vec<Option<Named>> {
+    let disks = config.disks.iter().map(|disk| Some(Named::Disk(disk.name.clone())));
+    let seed = config.cloud_init.iter().map(|_| None);
+    let interfaces = config.interfaces.iter();
+    let interfaces = interfaces.map(|interface| Some(Named::Interface(interface.name.clone())));
+    disks.chain(seed).chain(interfaces).collect()
 }
 
 /// What only the host can give.

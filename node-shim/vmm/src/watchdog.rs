@@ -38,6 +38,7 @@ impl Watchdog {
     pub(crate) fn power_on(&self) {
         let mut state = lock(&self.state);
         state.chip.power_on();
+        state.paused = None;
         self.set_timer(&state.chip);
     }
 
@@ -48,22 +49,30 @@ impl Watchdog {
         state.paused.is_none() && state.chip.expire(Instant::now())
     }
 
-    /// The vCPUs have stopped: the time stands still, and this is its state.
-    #[expect(dead_code, reason = "for pausing and for the snapshot of a whole VM")]
-    pub(crate) fn pause(&self) -> WatchdogState {
+    /// The vCPUs have stopped: the time stands still.
+    pub(crate) fn pause(&self) {
         let mut state = lock(&self.state);
-        let saved = state.chip.save(Instant::now());
-        state.paused = Some(saved);
-        saved
+        state.paused = Some(state.chip.save(Instant::now()));
     }
 
-    /// The vCPUs are about to run, and this is the state to go on from: what [`Self::pause`] returned, here or where it was saved.
-    #[expect(dead_code, reason = "for pausing and for the snapshot of a whole VM")]
-    pub(crate) fn resume(&self, saved: &WatchdogState) {
+    /// Its state, for a VM that is paused.
+    pub(crate) fn save(&self) -> WatchdogState {
+        let state = lock(&self.state);
+        state.paused.unwrap_or_else(|| state.chip.save(Instant::now()))
+    }
+
+    /// Takes over a saved state, with which the time stands still until [`Self::resume`].
+    pub(crate) fn restore(&self, saved: WatchdogState) {
+        lock(&self.state).paused = Some(saved);
+    }
+
+    /// The vCPUs are about to run: goes on with what was left when the time stood still.
+    pub(crate) fn resume(&self) {
         let mut state = lock(&self.state);
-        state.chip = watchdog::Watchdog::restore(saved, Instant::now());
-        state.paused = None;
-        self.set_timer(&state.chip);
+        if let Some(saved) = state.paused.take() {
+            state.chip = watchdog::Watchdog::restore(&saved, Instant::now());
+            self.set_timer(&state.chip);
+        }
     }
 
     fn set_timer(&self, chip: &watchdog::Watchdog) {

@@ -48,6 +48,23 @@ impl FileStorage {
         })
     }
 
+    /// A writable raw disk that somebody else has opened for reading and writing. It is locked against other processes; `path` is for
+    /// messages.
+    ///
+    /// # Errors
+    /// When it is in use, or no raw disk.
+    pub fn writable(file: File, path: &Path) -> Result<Self, StorageError> {
+        lock(&file, path)?;
+        let length = file_length(&file, path)?;
+        check_length(length, path)?;
+        Ok(Self {
+            file,
+            length,
+            read_only: false,
+            sync: Sync::default(),
+        })
+    }
+
     /// The first `length` bytes of a file that has them, as an image that is never written.
     pub(super) fn read_only_part(file: File, length: u64) -> Self {
         Self {
@@ -174,8 +191,13 @@ pub(super) fn open_locked(path: &Path) -> Result<File, StorageError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path).map_err(|source| failed("open", path, source))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+    lock(&file, path)?;
+    Ok(file)
+}
+
+fn lock(file: &File, path: &Path) -> Result<(), StorageError> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StorageError::InUse { path: path.to_owned() }),
         Err(errno) => Err(failed("lock", path, errno.into())),
     }

@@ -56,6 +56,14 @@ impl VirtioPci {
         }
     }
 
+    /// Brings what the device holds back of its contents to where they are kept. It is paused.
+    ///
+    /// # Errors
+    /// Of the host's storage.
+    pub fn flush(&self) -> std::io::Result<()> {
+        self.device().device.flush()
+    }
+
     /// The state of the function and its device. Both are paused.
     pub fn save(&self) -> VirtioPciState {
         let slot = self.device();

@@ -1,5 +1,6 @@
 //! Disks: images behind overlays, and empty disks, both in the scratch directory.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use node_shim_protocol::ExitReason;
 use node_shim_protocol::config::{BackingImage, DiskFormat, DiskSource};
 use node_shim_virtio::block::format::{self, Format, Image};
 use node_shim_virtio::block::{Block, Engine, FileStorage, Options, OverlayStorage, QUEUES_MAX, Storage, StorageError};
+use node_shim_virtio::rate_limit::Limits;
 
 use crate::config::{CheckedConfig, Disk};
 use crate::log;
@@ -73,6 +75,24 @@ pub(crate) fn open_all(config: &CheckedConfig) -> Result<Vec<Block>, DiskError> 
     disks.map(|(index, disk)| open(config, index, disk, engine)).collect()
 }
 
+/// Names of the files in the scratch directory that have the contents of disks, for copies of them.
+pub(crate) fn file_names(config: &CheckedConfig) -> Vec<String> {
+    let names = config.disks.iter().flat_map(|disk| match &disk.source {
+        DiskSource::Image { .. } if disk.read_only => Vec::new(),
+        DiskSource::Image { .. } => vec![overlay_name(disk), format!("{}.map", overlay_name(disk))],
+        DiskSource::Empty { .. } => vec![empty_name(disk)],
+    });
+    names.collect()
+}
+
+fn overlay_name(disk: &Disk) -> String {
+    format!("{}.overlay", disk.name)
+}
+
+fn empty_name(disk: &Disk) -> String {
+    format!("{}.raw", disk.name)
+}
+
 /// Opens one disk, which the guest finds as the one with this index, with its threads.
 pub(crate) fn open(config: &CheckedConfig, index: usize, disk: &Disk, engine: Engine) -> Result<Block, DiskError> {
     let options = Options {
@@ -85,6 +105,31 @@ pub(crate) fn open(config: &CheckedConfig, index: usize, disk: &Disk, engine: En
     let storage = open_storage(&config.scratch, disk)?;
     Block::start(options, storage).map_err(|source| DiskError::Threads {
         disk: disk.name.clone(),
+        source,
+    })
+}
+
+/// A disk that is plugged into a running VM: raw, whatever is in it.
+pub(crate) fn attach(name: &str, file: File, read_only: bool, queues: u8) -> Result<Block, DiskError> {
+    let storage_error = |source| DiskError::Storage {
+        disk: name.to_owned(),
+        source,
+    };
+    let shown = Path::new(name);
+    let storage = if read_only {
+        FileStorage::read_only(file, shown)
+    } else {
+        FileStorage::writable(file, shown)
+    };
+    let options = Options {
+        name: format!("blk-{name}"),
+        serial: name.to_owned(),
+        queues: u16::from(queues).min(QUEUES_MAX),
+        engine: Engine::best(),
+        limits: Limits::default(),
+    };
+    Block::start(options, Arc::new(storage.map_err(storage_error)?)).map_err(|source| DiskError::Threads {
+        disk: name.to_owned(),
         source,
     })
 }
@@ -106,11 +151,11 @@ fn open_storage(scratch: &Path, disk: &Disk) -> Result<Arc<dyn Storage>, DiskErr
             if disk.read_only {
                 return Ok(Arc::from(image.storage));
             }
-            let overlay = scratch.join(format!("{}.overlay", disk.name));
+            let overlay = scratch.join(overlay_name(disk));
             Ok(Arc::new(OverlayStorage::open(image, &overlay).map_err(storage_error)?))
         }
         DiskSource::Empty { size_bytes } => {
-            let path = scratch.join(format!("{}.raw", disk.name));
+            let path = scratch.join(empty_name(disk));
             let file = FileStorage::open_or_create(&path, *size_bytes).map_err(storage_error)?;
             Ok(Arc::new(if disk.read_only { file.write_protected() } else { file }))
         }

@@ -57,6 +57,105 @@ fn every_transition() {
     }
 }
 
+fn paused(booted: bool) -> Phase {
+    Phase::Paused { booted }
+}
+
+fn saving(booted: bool, then: AfterSaving) -> Phase {
+    Phase::Saving { booted, then }
+}
+
+#[test]
+fn every_transition_of_a_vm_that_is_paused_or_asked_for() {
+    use Action::{None as Nothing, Pause, Refuse, Report, Restart, Resume, ResumeAndPressPowerButton};
+    use Phase::{Booting, Ended, PoweringOff, Running};
+    let off = ExitReason::ForcedOff;
+    let table = [
+        (Booting, Event::PauseRequested, paused(false), Pause),
+        (Running, Event::PauseRequested, paused(true), Pause),
+        (paused(true), Event::PauseRequested, paused(true), Nothing),
+        (
+            PoweringOff,
+            Event::PauseRequested,
+            PoweringOff,
+            Refuse(Refusal::PoweringOff),
+        ),
+        (paused(false), Event::ResumeRequested, Booting, Resume),
+        (paused(true), Event::ResumeRequested, Running, Resume),
+        (Running, Event::ResumeRequested, Running, Nothing),
+        (PoweringOff, Event::ResumeRequested, PoweringOff, Nothing),
+        (
+            paused(true),
+            Event::StopRequested,
+            PoweringOff,
+            ResumeAndPressPowerButton,
+        ),
+        (paused(true), Event::GraceExpired, paused(true), Nothing),
+        (paused(false), Event::DriverReady, paused(true), Report),
+        (paused(true), Event::OffRequested, Ended(off), Action::End(off)),
+        (Running, Event::OffRequested, Ended(off), Action::End(off)),
+        (PoweringOff, Event::OffRequested, Ended(off), Action::End(off)),
+        (Running, Event::ResetRequested, Booting, Restart),
+        (
+            paused(true),
+            Event::ResetRequested,
+            paused(true),
+            Refuse(Refusal::Paused),
+        ),
+        (
+            PoweringOff,
+            Event::ResetRequested,
+            PoweringOff,
+            Refuse(Refusal::PoweringOff),
+        ),
+        (Ended(off), Event::ResetRequested, Ended(off), Nothing),
+    ];
+    for (phase, event, next, action) in table {
+        assert_eq!(at(phase).on(&event, LATE), (at(next), action), "{phase:?} on {event:?}");
+    }
+}
+
+#[test]
+fn every_transition_of_a_vm_that_is_saved() {
+    use Action::{None as Nothing, Refuse, Resume, ResumeAndPressPowerButton, Save};
+    use AfterSaving::{PowerOff, StayPaused};
+    use Phase::{Booting, PoweringOff, Running};
+    let snapshot = |stay_paused| Event::SnapshotRequested { stay_paused };
+    let busy = Refuse(Refusal::Saving);
+    let (resume, stay, power_off) = (
+        saving(true, AfterSaving::Resume),
+        saving(true, StayPaused),
+        saving(true, PowerOff),
+    );
+    let table = [
+        (Booting, snapshot(false), saving(false, AfterSaving::Resume), Save),
+        (Running, snapshot(false), resume, Save),
+        (Running, snapshot(true), stay, Save),
+        (paused(true), snapshot(false), stay, Save),
+        (resume, snapshot(false), resume, busy),
+        (PoweringOff, snapshot(false), PoweringOff, Refuse(Refusal::PoweringOff)),
+        (resume, Event::PauseRequested, resume, busy),
+        (stay, Event::ResumeRequested, stay, busy),
+        (resume, Event::OffRequested, resume, busy),
+        (resume, Event::ResetRequested, resume, busy),
+        (
+            saving(false, AfterSaving::Resume),
+            Event::SnapshotEnded,
+            Booting,
+            Resume,
+        ),
+        (resume, Event::SnapshotEnded, Running, Resume),
+        (stay, Event::SnapshotEnded, paused(true), Nothing),
+        (power_off, Event::SnapshotEnded, PoweringOff, ResumeAndPressPowerButton),
+        (Running, Event::SnapshotEnded, Running, Nothing),
+        (resume, Event::StopRequested, power_off, Nothing),
+        (stay, Event::StopRequested, power_off, Nothing),
+    ];
+    for (phase, event, next, action) in table {
+        assert_eq!(at(phase).on(&event, LATE), (at(next), action), "{phase:?} on {event:?}");
+    }
+}
+
 #[test]
 fn early_resets_in_a_row_are_a_crash() {
     for event in [Event::TripleFault, Event::GuestReset] {
@@ -90,6 +189,12 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::GuestReset),
         Just(Event::TripleFault),
         Just(crash()),
+        Just(Event::PauseRequested),
+        Just(Event::ResumeRequested),
+        any::<bool>().prop_map(|stay_paused| Event::SnapshotRequested { stay_paused }),
+        Just(Event::SnapshotEnded),
+        Just(Event::OffRequested),
+        Just(Event::ResetRequested),
     ]
 }
 
@@ -107,7 +212,25 @@ proptest! {
                     matches!(next.phase, Phase::PoweringOff | Phase::Ended(_)),
                     "{:?} on {:?}", next, event
                 ),
-                Phase::Booting | Phase::Running => {}
+                Phase::Saving { then: AfterSaving::PowerOff, .. } => prop_assert!(
+                    matches!(
+                        next.phase,
+                        Phase::Saving { then: AfterSaving::PowerOff, .. } | Phase::PoweringOff | Phase::Ended(_) | Phase::Booting
+                    ),
+                    "{:?} on {:?}", next, event
+                ),
+                Phase::Booting | Phase::Running | Phase::Paused { .. } | Phase::Saving { .. } => {}
+            }
+            // vCPUs start and stop only together with the state that says so.
+            let still = |state: VmState| matches!(state.phase, Phase::Paused { .. } | Phase::Saving { .. });
+            match action {
+                Action::Pause => prop_assert!(!still(state) && still(next)),
+                Action::Save => prop_assert!(still(next)),
+                Action::Resume | Action::ResumeAndPressPowerButton => prop_assert!(still(state) && !still(next)),
+                Action::Restart | Action::End(_) => prop_assert!(!still(next)),
+                Action::None | Action::Report | Action::PressPowerButton | Action::Refuse(_) => {
+                    prop_assert_eq!(still(state), still(next));
+                }
             }
             prop_assert_eq!(matches!(next.phase, Phase::Ended(_)) && next != state, matches!(action, Action::End(_)));
             state = next;

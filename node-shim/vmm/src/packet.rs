@@ -1,19 +1,28 @@
-//! Packets of the agent's protocol on a `SOCK_SEQPACKET` socket.
+//! Packets on a `SOCK_SEQPACKET` socket: the agent's protocol and the control socket's. Each is one JSON value, with descriptors.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use node_shim_protocol::agent::{MAX_DESCRIPTORS, MAX_PACKET_BYTES, Request, Response};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Largest packet in bytes, of both protocols.
+pub(crate) const MAX_PACKET_BYTES: usize = node_shim_protocol::agent::MAX_PACKET_BYTES;
+/// Most descriptors in one packet, of both protocols.
+const MAX_DESCRIPTORS: usize = node_shim_protocol::agent::MAX_DESCRIPTORS;
+
+const _: () = assert!(MAX_PACKET_BYTES >= node_shim_protocol::control::MAX_PACKET_BYTES);
+const _: () = assert!(MAX_DESCRIPTORS >= node_shim_protocol::control::MAX_DESCRIPTORS);
 
 /// Why a packet was not sent or received.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PacketError {
+pub(crate) enum PacketError {
     /// The socket failed.
     #[error("{0}")]
     Io(#[source] io::Error),
@@ -29,16 +38,20 @@ impl From<rustix::io::Errno> for PacketError {
 }
 
 /// Connects. Nothing on such a socket blocks.
-pub(super) fn connect(path: &Path) -> Result<OwnedFd, PacketError> {
+pub(crate) fn connect(path: &Path) -> Result<OwnedFd, PacketError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
 }
 
-/// Sends a request with descriptors.
-pub(super) fn send(socket: &OwnedFd, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), PacketError> {
-    let text = serde_json::to_vec(request).map_err(|error| PacketError::Unusable(error.to_string()))?;
+/// Sends a value with at most one descriptor.
+pub(crate) fn send<T: Serialize>(
+    socket: &OwnedFd,
+    value: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), PacketError> {
+    let text = serde_json::to_vec(value).map_err(|error| PacketError::Unusable(error.to_string()))?;
     if text.len() > MAX_PACKET_BYTES {
         return Err(PacketError::Unusable(format!("a packet of {} bytes", text.len())));
     }
@@ -51,8 +64,8 @@ pub(super) fn send(socket: &OwnedFd, request: &Request, descriptors: &[BorrowedF
     Ok(())
 }
 
-/// Receives a response with its descriptors; `None` at the end of the connection.
-pub(super) fn receive(socket: &OwnedFd) -> Result<Option<(Response, Vec<OwnedFd>)>, PacketError> {
+/// Receives a value with its descriptors; `None` at the end of the connection.
+pub(crate) fn receive<T: DeserializeOwned>(socket: &OwnedFd) -> Result<Option<(T, Vec<OwnedFd>)>, PacketError> {
     let mut text = vec![0; MAX_PACKET_BYTES + 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -74,7 +87,7 @@ pub(super) fn receive(socket: &OwnedFd) -> Result<Option<(Response, Vec<OwnedFd>
     if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) || message.bytes > MAX_PACKET_BYTES {
         return Err(PacketError::Unusable("a packet that is too long".to_owned()));
     }
-    let response = serde_json::from_slice(text.get(..message.bytes).unwrap_or_default())
+    let value = serde_json::from_slice(text.get(..message.bytes).unwrap_or_default())
         .map_err(|error| PacketError::Unusable(error.to_string()))?;
-    Ok(Some((response, descriptors)))
+    Ok(Some((value, descriptors)))
 }
