@@ -243,13 +243,21 @@ fn requests_that_cannot_be_are_refused_and_the_guest_goes_on() {
     }
     let place = Place::new();
     let mut vm = Vm::boot(&place, 64 * MIB, "[]");
+    let memory = (128 * MIB).to_string();
     for request in [
-        vec!["balloon", "4096"],
+        vec!["resize", "--memory-bytes", &memory],
         vec!["resize", "--vcpus", "2"],
+        vec!["resize", "--vcpus", "0"],
         vec!["detach-disk", "data"],
+        vec!["detach-network", "default"],
+        vec!["attach-disk", "No Name", "/dev/null"],
     ] {
-        assert_eq!(refused(&vm.ask(&request)), FailureKind::Unsupported);
+        assert_eq!(refused(&vm.ask(&request)), FailureKind::Invalid, "{request:?}");
     }
+    assert_eq!(
+        refused(&vm.ask(&["attach-disk", "data", "/dev/null"])),
+        FailureKind::Failed
+    );
     let nowhere = place.path("no/where");
     assert_eq!(
         refused(&vm.ask(&["snapshot", nowhere.to_str().unwrap()])),
@@ -268,6 +276,41 @@ fn requests_that_cannot_be_are_refused_and_the_guest_goes_on() {
     let (code, errors) = vm.end();
     assert_eq!(code, Some(10), "{errors}");
     assert!(!place.path("control.sock").exists(), "the socket goes with its VM");
+}
+
+#[test]
+fn vcpus_and_disks_come_on_request_and_a_snapshot_has_the_vcpus() {
+    if !has_kvm() {
+        return;
+    }
+    let place = Place::new();
+    let mut vm = Vm::boot_with(&place, 64 * MIB, "[]", r#", "maxCores": 3"#);
+    assert_eq!(status(&vm).vcpus, 1);
+    assert_eq!(vm.ask(&["resize", "--vcpus", "3"]), Response::Done);
+    assert_eq!(status(&vm).vcpus, 3, "the guest need not have taken them");
+    let before = vm.report();
+    let folder = place.path("snapshot");
+    snapshot(&vm, &folder, &[]);
+    std::fs::write(place.path("disk"), [0; 4096]).unwrap();
+    let disk = place.path("disk");
+    let attach = ["attach-disk", "more", disk.to_str().unwrap()];
+    assert_eq!(vm.ask(&attach), Response::Done);
+    assert_eq!(status(&vm).disks, ["more"]);
+    assert_eq!(refused(&vm.ask(&attach)), FailureKind::Invalid, "it is there");
+    let again = ["attach-disk", "again", disk.to_str().unwrap()];
+    assert_eq!(refused(&vm.ask(&again)), FailureKind::Failed, "it is in use");
+    let another = place.path("another");
+    let response = vm.ask(&["snapshot", another.to_str().unwrap()]);
+    assert_eq!(refused(&response), FailureKind::Failed, "it would leave the disk out");
+    // Gone with a reset at the latest: a guest that starts anew uses nothing.
+    assert_eq!(vm.ask(&["detach-disk", "more"]), Response::Done);
+    assert_eq!(vm.ask(&["power", "reset"]), Response::Done);
+    assert_eq!(vm.line(), "up");
+    assert_eq!((status(&vm).disks, status(&vm).vcpus), (Vec::new(), 3));
+    drop(vm);
+    let mut vm = Vm::restore(&folder, &place.path("restored"), place.path("r.sock"));
+    assert_goes_on(before, vm.report());
+    assert_eq!(status(&vm).vcpus, 3);
 }
 
 #[test]

@@ -47,12 +47,12 @@ impl Place {
         self.directory.path().join(name)
     }
 
-    /// Writes the kernel and a configuration with this much memory and, in JSON, these disks.
-    pub(crate) fn configure(&self, memory_bytes: u64, disks: &str) -> PathBuf {
+    /// Writes the kernel and a configuration with this much memory and, in JSON, these disks and more of `cpu`.
+    pub(crate) fn configure(&self, memory_bytes: u64, disks: &str, cpu: &str) -> PathBuf {
         std::fs::write(self.path("kernel"), guest::kernel()).unwrap();
         std::fs::create_dir_all(self.path("scratch")).unwrap();
         let config = format!(
-            r#"{{"version": 1, "name": "test", "uuid": "123e4567-e89b-12d3-a456-426614174000", "cpu": {{"cores": 1}},
+            r#"{{"version": 1, "name": "test", "uuid": "123e4567-e89b-12d3-a456-426614174000", "cpu": {{"cores": 1{cpu}}},
              "memory": {{"sizeBytes": {memory_bytes}}}, "boot": {{"kernel": {{"kernel": "{}"}}}}, "disks": {disks},
              "shutdown": {{"gracePeriodSeconds": 1}}, "scratch": "{}"}}"#,
             self.path("kernel").display(),
@@ -67,7 +67,12 @@ impl Place {
 impl Vm {
     /// Starts a VM and waits until its guest is up.
     pub(crate) fn boot(place: &Place, memory_bytes: u64, disks: &str) -> Self {
-        let config = place.configure(memory_bytes, disks);
+        Self::boot_with(place, memory_bytes, disks, "")
+    }
+
+    /// Starts a VM with more in `cpu`, and waits until its guest is up.
+    pub(crate) fn boot_with(place: &Place, memory_bytes: u64, disks: &str, cpu: &str) -> Self {
+        let config = place.configure(memory_bytes, disks, cpu);
         let mut vm = Self::spawn(&[Path::new("--config"), &config], place.path("control.sock"));
         assert_eq!(vm.line(), "up");
         vm
