@@ -17,9 +17,14 @@ pub trait Link: AsFd + Send {
     /// # Errors
     /// When the host refuses.
     fn configure(&mut self, offloads: Offloads) -> io::Result<()>;
+    /// This queue is one of those among which the host shares out its frames, or no longer is.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn attach(&mut self, attached: bool) -> io::Result<()>;
 }
 
-/// A tap device's descriptor, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+/// One queue of a tap device, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` where there are several.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
@@ -58,6 +63,19 @@ impl Link for Tap {
                 libc::c_ulong::from(offloads.bits()),
             )
         })
+    }
+
+    fn attach(&mut self, attached: bool) -> io::Result<()> {
+        // SAFETY: all zeros is a valid ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let flag = if attached {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flag).map_err(io::Error::other)?;
+        // SAFETY: TUNSETQUEUE reads one ifreq, which `request` is.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
     }
 }
 

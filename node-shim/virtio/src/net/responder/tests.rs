@@ -1,5 +1,5 @@
 use super::*;
-use crate::net::frame::{ARP_REPLY, ARP_REQUEST};
+use crate::net::frame::{ARP_REPLY, ARP_REQUEST, TYPE_ARP, TYPE_IPV4};
 
 const GUEST: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 const GATEWAY: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
@@ -14,7 +14,8 @@ fn responder() -> Responder {
         gateway: ROUTER,
         gateway_mac: GATEWAY,
         mtu: 1450,
-        name_servers: vec![Ipv4Addr::new(10, 96, 0, 10)],
+        ipv6: None,
+        name_servers: vec![Ipv4Addr::new(10, 96, 0, 10).into(), "fd00:96::a".parse().unwrap()],
         search: vec![
             "default.svc.cluster.local".into(),
             "svc.cluster.local".into(),
@@ -88,6 +89,7 @@ fn reply(frame: Option<Vec<u8>>) -> Reply {
 /// The options that every offer and acknowledgement of an address has, after type and server.
 const NETWORK: &[u8] = b"\x01\x04\xff\xff\xff\x00\x1c\x04\x0a\x00\x02\xff\x03\x04\x0a\x00\x02\x01\x1a\x02\x05\xaa\
     \x06\x04\x0a\x60\x00\x0a\x0c\x03web\
+    \x0f\x19default.svc.cluster.local\
     \x77\x3d\x07default\x03svc\x07cluster\x05local\x00\x03svc\x07cluster\x05local\x00\x07cluster\x05local\x00";
 const LEASE: &[u8] = b"\x33\x04\xff\xff\xff\xff";
 const SERVER: &[u8] = b"\x36\x04\x0a\x00\x02\x01";

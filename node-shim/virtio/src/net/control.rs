@@ -1,0 +1,134 @@
+//! The control queue's commands (virtio 1.2, 5.1.6.5). Pure.
+
+use virtio_bindings::bindings::virtio_net as bits;
+
+use super::offload::Offloads;
+
+/// The driver may send commands.
+pub const FEATURE_CONTROL: u64 = 1 << bits::VIRTIO_NET_F_CTRL_VQ;
+/// It may say which frames it wants; it gets all that there are in any case.
+pub const FEATURE_RECEIVE_MODE: u64 = 1 << bits::VIRTIO_NET_F_CTRL_RX;
+/// It may try to change its MAC address.
+pub const FEATURE_MAC: u64 = 1 << bits::VIRTIO_NET_F_CTRL_MAC_ADDR;
+/// It announces its addresses when it is asked to.
+pub const FEATURE_ANNOUNCE: u64 = 1 << bits::VIRTIO_NET_F_GUEST_ANNOUNCE;
+/// It may use several queue pairs.
+pub const FEATURE_MULTI_QUEUE: u64 = 1 << bits::VIRTIO_NET_F_MQ;
+/// It may change which offloads it takes.
+pub const FEATURE_OFFLOADS: u64 = 1 << bits::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
+
+const CLASS_RECEIVE: u8 = 0;
+const CLASS_MAC: u8 = 1;
+const CLASS_ANNOUNCE: u8 = 3;
+const CLASS_QUEUES: u8 = 4;
+const CLASS_OFFLOADS: u8 = 5;
+/// Promiscuous and all multicast; the others need `VIRTIO_NET_F_CTRL_RX_EXTRA`.
+const RECEIVE_COMMANDS: std::ops::RangeInclusive<u8> = 0..=1;
+const MAC_TABLE: u8 = 0;
+const MAC_ADDRESS: u8 = 1;
+const ANNOUNCED: u8 = 0;
+const QUEUES_SET: u8 = 0;
+const OFFLOADS_SET: u8 = 0;
+
+/// Bytes of a command that are looked at: class, command, and its longest argument.
+pub const COMMAND_BYTES: usize = 2 + 8;
+/// `VIRTIO_NET_OK` and `VIRTIO_NET_ERR`.
+pub const OK: u8 = 0;
+/// See [`OK`].
+pub const ERROR: u8 = 1;
+
+/// What a driver wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// To be given more frames or fewer, which changes nothing: only its own come.
+    Filter,
+    /// To have this MAC address.
+    Mac([u8; 6]),
+    /// To have it noted that it announced itself.
+    Announced,
+    /// To use so many queue pairs.
+    Queues(u16),
+    /// To take these offloads.
+    Offloads(Offloads),
+}
+
+impl Command {
+    /// Reads the first [`COMMAND_BYTES`] of a command, or all of a shorter one. `None` for what was not agreed on or makes no sense.
+    pub fn parse(bytes: &[u8], features: u64) -> Option<Self> {
+        let ([class, command], argument) = bytes.split_first_chunk()?;
+        let (feature, parsed) = match (*class, *command) {
+            (CLASS_RECEIVE, command) if RECEIVE_COMMANDS.contains(&command) => (FEATURE_RECEIVE_MODE, Self::Filter),
+            (CLASS_MAC, MAC_TABLE) => (FEATURE_RECEIVE_MODE, Self::Filter),
+            (CLASS_MAC, MAC_ADDRESS) => (FEATURE_MAC, Self::Mac(*argument.first_chunk()?)),
+            (CLASS_ANNOUNCE, ANNOUNCED) => (FEATURE_ANNOUNCE, Self::Announced),
+            (CLASS_QUEUES, QUEUES_SET) => (
+                FEATURE_MULTI_QUEUE,
+                Self::Queues(u16::from_le_bytes(*argument.first_chunk()?)),
+            ),
+            (CLASS_OFFLOADS, OFFLOADS_SET) => {
+                let wanted = u64::from_le_bytes(*argument.first_chunk()?);
+                let offloads = Offloads::of_features(wanted);
+                // Only such as were agreed on (5.1.6.5.6.2).
+                let agreed = wanted & !features == 0;
+                (FEATURE_OFFLOADS, agreed.then_some(Self::Offloads(offloads))?)
+            }
+            _ => return None,
+        };
+        (features & feature != 0 && features & FEATURE_CONTROL != 0).then_some(parsed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::offload::OFFERED;
+
+    #[test]
+    fn commands_are_what_was_agreed_on() {
+        let all = OFFERED
+            | FEATURE_CONTROL
+            | FEATURE_RECEIVE_MODE
+            | FEATURE_MAC
+            | FEATURE_ANNOUNCE
+            | FEATURE_MULTI_QUEUE
+            | FEATURE_OFFLOADS;
+        let tso4 = [5, 0, 0x82, 0, 0, 0, 0, 0, 0, 0];
+        for (bytes, feature, expected) in [
+            (&[0, 0, 1][..], FEATURE_RECEIVE_MODE, Some(Command::Filter)),
+            (&[0, 1, 1], FEATURE_RECEIVE_MODE, Some(Command::Filter)),
+            (&[1, 0, 0, 0, 0, 0], FEATURE_RECEIVE_MODE, Some(Command::Filter)),
+            (&[1, 1, 2, 0, 0, 0, 0, 9], FEATURE_MAC, Some(Command::Mac([2, 0, 0, 0, 0, 9]))),
+            (&[3, 0], FEATURE_ANNOUNCE, Some(Command::Announced)),
+            (&[4, 0, 2, 0], FEATURE_MULTI_QUEUE, Some(Command::Queues(2))),
+            (
+                &[5, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                FEATURE_OFFLOADS,
+                Some(Command::Offloads(Offloads::empty())),
+            ),
+        ] {
+            assert_eq!(Command::parse(bytes, all), expected, "{bytes:?}");
+            assert_eq!(Command::parse(bytes, all & !feature), None, "{bytes:?} without its feature");
+            assert_eq!(Command::parse(bytes, all & !FEATURE_CONTROL), None, "{bytes:?} without a queue");
+        }
+        // GUEST_CSUM is bit 1, GUEST_TSO4 bit 7.
+        let taken = Some(Command::Offloads(Offloads::CHECKSUM | Offloads::TSO4));
+        assert_eq!(Command::parse(&tso4, all), taken);
+        assert_eq!(Command::parse(&tso4, all & !(1 << 7)), None, "not agreed on");
+        for bytes in [
+            &[][..],
+            &[0],
+            &[0, 2, 1],
+            &[1, 1, 2, 0, 0, 0, 0],
+            &[1, 2],
+            &[2, 0, 1, 0],
+            &[3, 1],
+            &[4, 0, 2],
+            &[4, 1, 2, 0],
+            &[5, 0, 0],
+            &[6, 0],
+            &[255, 255],
+        ] {
+            assert_eq!(Command::parse(bytes, all), None, "{bytes:?}");
+        }
+    }
+}
