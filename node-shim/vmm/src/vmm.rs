@@ -204,6 +204,7 @@ fn host_resources(
         .map(|interface| InterfaceRequest {
             name: interface.name.clone(),
             mac: interface.mac.to_string(),
+            queues: network::pairs(config),
         })
         .collect();
     let Some(socket) = agent else {

@@ -5,17 +5,17 @@ use virtio_bindings::bindings::virtio_net as bits;
 use super::offload::Offloads;
 
 /// The driver may send commands.
-pub const FEATURE_CONTROL: u64 = 1 << bits::VIRTIO_NET_F_CTRL_VQ;
+pub(super) const FEATURE_CONTROL: u64 = 1 << bits::VIRTIO_NET_F_CTRL_VQ;
 /// It may say which frames it wants; it gets all that there are in any case.
-pub const FEATURE_RECEIVE_MODE: u64 = 1 << bits::VIRTIO_NET_F_CTRL_RX;
+pub(super) const FEATURE_RECEIVE_MODE: u64 = 1 << bits::VIRTIO_NET_F_CTRL_RX;
 /// It may try to change its MAC address.
-pub const FEATURE_MAC: u64 = 1 << bits::VIRTIO_NET_F_CTRL_MAC_ADDR;
+pub(super) const FEATURE_MAC: u64 = 1 << bits::VIRTIO_NET_F_CTRL_MAC_ADDR;
 /// It announces its addresses when it is asked to.
-pub const FEATURE_ANNOUNCE: u64 = 1 << bits::VIRTIO_NET_F_GUEST_ANNOUNCE;
+pub(super) const FEATURE_ANNOUNCE: u64 = 1 << bits::VIRTIO_NET_F_GUEST_ANNOUNCE;
 /// It may use several queue pairs.
-pub const FEATURE_MULTI_QUEUE: u64 = 1 << bits::VIRTIO_NET_F_MQ;
+pub(super) const FEATURE_MULTI_QUEUE: u64 = 1 << bits::VIRTIO_NET_F_MQ;
 /// It may change which offloads it takes.
-pub const FEATURE_OFFLOADS: u64 = 1 << bits::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
+pub(super) const FEATURE_OFFLOADS: u64 = 1 << bits::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
 
 const CLASS_RECEIVE: u8 = 0;
 const CLASS_MAC: u8 = 1;
@@ -31,15 +31,15 @@ const QUEUES_SET: u8 = 0;
 const OFFLOADS_SET: u8 = 0;
 
 /// Bytes of a command that are looked at: class, command, and its longest argument.
-pub const COMMAND_BYTES: usize = 2 + 8;
+pub(super) const COMMAND_BYTES: usize = 2 + 8;
 /// `VIRTIO_NET_OK` and `VIRTIO_NET_ERR`.
-pub const OK: u8 = 0;
+pub(super) const OK: u8 = 0;
 /// See [`OK`].
-pub const ERROR: u8 = 1;
+pub(super) const ERROR: u8 = 1;
 
 /// What a driver wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub(super) enum Command {
     /// To be given more frames or fewer, which changes nothing: only its own come.
     Filter,
     /// To have this MAC address.
@@ -54,7 +54,7 @@ pub enum Command {
 
 impl Command {
     /// Reads the first [`COMMAND_BYTES`] of a command, or all of a shorter one. `None` for what was not agreed on or makes no sense.
-    pub fn parse(bytes: &[u8], features: u64) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8], features: u64) -> Option<Self> {
         let ([class, command], argument) = bytes.split_first_chunk()?;
         let (feature, parsed) = match (*class, *command) {
             (CLASS_RECEIVE, command) if RECEIVE_COMMANDS.contains(&command) => (FEATURE_RECEIVE_MODE, Self::Filter),

@@ -13,6 +13,8 @@ use crate::testing::{Descriptor as D, DriverQueue, InterruptLog, activate, guest
 
 const GUEST: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 const GATEWAY: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
 const RX: u64 = 0x2_0000;
 const TX: u64 = 0x8_0000;
 const CHECKSUM_AND_TSO: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_CSUM | 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO4;
@@ -469,4 +471,4 @@ fn configuration_is_what_the_specification_says() {
     assert_eq!(config, [2, 0, 0, 0, 0, 2, 1, 0, 1, 0, 0xdc, 5, 0, 0, 0, 0]);
 }
 
-mod device_tests;
+mod queues;
