@@ -239,7 +239,7 @@ fn dhcp6_gives_the_address_and_no_other() {
         ("release", 8, vec![CLIENT, SERVER6, &ours], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat())),
         ("decline", 9, vec![CLIENT, SERVER6, &ours], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat())),
         ("information", 11, vec![], Some([&[7, 1, 2, 3][..], SERVER6, &network].concat())),
-        ("solicit of nobody", 1, vec![&empty], nothing.clone()),
+        ("solicit of nobody", 1, vec![&empty[..]], nothing.clone()),
         ("solicit of a server", 1, vec![CLIENT, SERVER6, &empty], nothing.clone()),
         ("request of no server", 3, vec![CLIENT, &empty], nothing.clone()),
         ("request of another server", 3, vec![CLIENT, &[0, 2, 0, 2, 9, 9], &empty], nothing.clone()),
