@@ -45,14 +45,12 @@ use self::receive::Receiver;
 pub use self::responder::GuestIdentity;
 use self::responder::Responder;
 use self::thread::{Failure, PairThread};
-pub use self::traffic::{Log, TransmitDrops};
 use self::traffic::{Counters, Valve};
+pub use self::traffic::{Log, TransmitDrops};
 use self::transmit::Transmitter;
 use crate::buffers::{Buffers, Room};
 use crate::chain::Chain;
-use crate::device::{
-    Activation, DeviceError, DeviceType, Event, HostSource, Memory, VirtioDevice, read_config_bytes,
-};
+use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, Memory, VirtioDevice, read_config_bytes};
 use crate::rate_limit::Limits;
 use crate::ring::{Ring, Step};
 use crate::state::{DeviceState, QueuePosition, RestoreError, SavedDevice};
@@ -653,10 +651,18 @@ impl VirtioDevice for Net {
             return Err(RestoreError::differs(name, "MAC address", &MacAddress(state.mac), &mac));
         }
         if state.pairs != pairs {
-            return Err(RestoreError::differs(name, "number of queue pairs", &state.pairs, &pairs));
+            return Err(RestoreError::differs(
+                name,
+                "number of queue pairs",
+                &state.pairs,
+                &pairs,
+            ));
         }
         if !(1..=pairs).contains(&state.pairs_in_use) || Offloads::from_bits(state.offloads).is_none() {
-            return Err(RestoreError::invalid(name, "queue pairs or offloads that there are not"));
+            return Err(RestoreError::invalid(
+                name,
+                "queue pairs or offloads that there are not",
+            ));
         }
         self.mtu = state.mtu;
         self.restored = Some(*state);

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use node_shim_protocol::VmConfig;
-use node_shim_protocol::config::{self as protocol, Binding, CloudInit, DiskFormat, DiskSource, GuestNetwork, GuestNetwork6};
+use node_shim_protocol::config::{
+    self as protocol, Binding, CloudInit, DiskFormat, DiskSource, GuestNetwork, GuestNetwork6,
+};
 
 use node_shim_virtio::net::MacAddress;
 use node_shim_virtio::rate_limit::{self, Limits};
@@ -485,7 +487,10 @@ fn check_network6(field: &str, network: &GuestNetwork6, mtu: u16) -> Result<(), 
             && address.to_ipv4_mapped().is_none()
     };
     if !usable(network.address) {
-        return refuse(format!("{field}.address"), "write a unicast address such as fd10:0:2::2");
+        return refuse(
+            format!("{field}.address"),
+            "write a unicast address such as fd10:0:2::2",
+        );
     }
     let host_bits = 128 - u32::from(network.prefix_length);
     let same_network = (network.address.to_bits() ^ network.gateway.to_bits()) >> host_bits == 0;
@@ -496,7 +501,10 @@ fn check_network6(field: &str, network: &GuestNetwork6, mtu: u16) -> Result<(), 
         );
     }
     if mtu < 1280 {
-        return refuse(field, format!("IPv6 needs an mtu of 1280 and it is {mtu}; leave it out"));
+        return refuse(
+            field,
+            format!("IPv6 needs an mtu of 1280 and it is {mtu}; leave it out"),
+        );
     }
     Ok(())
 }

@@ -286,13 +286,30 @@ pub(super) mod tests {
     fn a_guest_has_ipv6_where_its_pod_has() {
         let with = |address: &str, mtu| {
             let addresses6 = vec![address.parse().unwrap()];
-            Plan::new(&interfaces(2), Uplink { addresses6, mtu, ..uplink() })
+            Plan::new(
+                &interfaces(2),
+                Uplink {
+                    addresses6,
+                    mtu,
+                    ..uplink()
+                },
+            )
         };
         let plan = with("fd00:244:1::7", 1450).unwrap();
-        assert_eq!(plan.taps[1].ipv6.unwrap().guest, "fd10:0:3::2".parse::<Ipv6Addr>().unwrap());
-        assert_eq!(with("fd00:244:1::7", 1279).unwrap().taps[0].ipv6, None, "the MTU is too small");
+        assert_eq!(
+            plan.taps[1].ipv6.unwrap().guest,
+            "fd10:0:3::2".parse::<Ipv6Addr>().unwrap()
+        );
+        assert_eq!(
+            with("fd00:244:1::7", 1279).unwrap().taps[0].ipv6,
+            None,
+            "the MTU is too small"
+        );
         assert_eq!(Plan::new(&interfaces(1), uplink()).unwrap().taps[0].ipv6, None);
         let error = with("fd10:0:3::9", 1450).unwrap_err().to_string();
-        assert!(error.starts_with("the pod's address fd10:0:3::9 is in the guest network fd10:0:3::/64"), "{error}");
+        assert!(
+            error.starts_with("the pod's address fd10:0:3::9 is in the guest network fd10:0:3::/64"),
+            "{error}"
+        );
     }
 }

@@ -244,9 +244,12 @@ fn inbound(plan: &Plan) -> Vec<Rule> {
         Rule::new(matches, Action::DestinationNat(tap.guest.into()))
     };
     let ipv6 = tap.ipv6.iter().flat_map(|ipv6| {
-        plan.uplink.addresses6.iter().map(|address| {
+        plan.uplink.addresses6.iter().map(move |address| {
             let to_pod = Match::To(Prefix::host6(*address));
-            Rule::new([Match::In(plan.uplink.name.clone()), to_pod], Action::DestinationNat(ipv6.guest.into()))
+            Rule::new(
+                [Match::In(plan.uplink.name.clone()), to_pod],
+                Action::DestinationNat(ipv6.guest.into()),
+            )
         })
     });
     plan.uplink.addresses.iter().map(rule).chain(ipv6).collect()

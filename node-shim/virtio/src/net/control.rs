@@ -97,7 +97,11 @@ mod tests {
             (&[0, 0, 1][..], FEATURE_RECEIVE_MODE, Some(Command::Filter)),
             (&[0, 1, 1], FEATURE_RECEIVE_MODE, Some(Command::Filter)),
             (&[1, 0, 0, 0, 0, 0], FEATURE_RECEIVE_MODE, Some(Command::Filter)),
-            (&[1, 1, 2, 0, 0, 0, 0, 9], FEATURE_MAC, Some(Command::Mac([2, 0, 0, 0, 0, 9]))),
+            (
+                &[1, 1, 2, 0, 0, 0, 0, 9],
+                FEATURE_MAC,
+                Some(Command::Mac([2, 0, 0, 0, 0, 9])),
+            ),
             (&[3, 0], FEATURE_ANNOUNCE, Some(Command::Announced)),
             (&[4, 0, 2, 0], FEATURE_MULTI_QUEUE, Some(Command::Queues(2))),
             (
@@ -107,8 +111,16 @@ mod tests {
             ),
         ] {
             assert_eq!(Command::parse(bytes, all), expected, "{bytes:?}");
-            assert_eq!(Command::parse(bytes, all & !feature), None, "{bytes:?} without its feature");
-            assert_eq!(Command::parse(bytes, all & !FEATURE_CONTROL), None, "{bytes:?} without a queue");
+            assert_eq!(
+                Command::parse(bytes, all & !feature),
+                None,
+                "{bytes:?} without its feature"
+            );
+            assert_eq!(
+                Command::parse(bytes, all & !FEATURE_CONTROL),
+                None,
+                "{bytes:?} without a queue"
+            );
         }
         // GUEST_CSUM is bit 1, GUEST_TSO4 bit 7.
         let taken = Some(Command::Offloads(Offloads::CHECKSUM | Offloads::TSO4));

@@ -215,16 +215,36 @@ mod tests {
         // What follows the fixed header, what is found (protocol and offset; none for a piece), and whether it is a fragment.
         for (what, first, rest, expected) in [
             ("plain", 17, udp.to_vec(), Some((header(17, 40), false))),
-            ("hop by hop", 0, [options(17), udp].concat(), Some((header(17, 48), false))),
+            (
+                "hop by hop",
+                0,
+                [options(17), udp].concat(),
+                Some((header(17, 48), false)),
+            ),
             (
                 "two options",
                 0,
                 [options(60), options(58), udp].concat(),
                 Some((header(58, 56), false)),
             ),
-            ("authentication", 51, [[17, 0, 0, 0, 0, 0, 0, 1], udp].concat(), Some((header(17, 48), false))),
-            ("first", 44, [fragment(17, 1), udp].concat(), Some((header(17, 48), true))),
-            ("atomic", 44, [fragment(17, 0), udp].concat(), Some((header(17, 48), true))),
+            (
+                "authentication",
+                51,
+                [[17, 0, 0, 0, 0, 0, 0, 1], udp].concat(),
+                Some((header(17, 48), false)),
+            ),
+            (
+                "first",
+                44,
+                [fragment(17, 1), udp].concat(),
+                Some((header(17, 48), true)),
+            ),
+            (
+                "atomic",
+                44,
+                [fragment(17, 0), udp].concat(),
+                Some((header(17, 48), true)),
+            ),
             ("later", 44, [fragment(17, 8), udp].concat(), Some((None, true))),
             ("nothing follows", 59, Vec::new(), Some((header(59, 40), false))),
             ("encrypted", 50, vec![9; 30], Some((header(50, 40), false))),

@@ -92,10 +92,7 @@ impl PairThread {
     ///
     /// # Errors
     /// When the thread cannot be woken.
-    pub(super) fn with<T: Send + 'static>(
-        &self,
-        order: impl FnOnce(&mut Pair) -> T + Send + 'static,
-    ) -> io::Result<T> {
+    pub(super) fn with<T: Send + 'static>(&self, order: impl FnOnce(&mut Pair) -> T + Send + 'static) -> io::Result<T> {
         let (answer, answers) = channel();
         let order: Order = Box::new(move |pair| {
             // The owner waits for it.

@@ -100,7 +100,9 @@ pub(super) struct DropLog {
 impl DropLog {
     /// Says what was dropped since it was said last, if there is anything and it is time.
     pub(super) fn tell(&mut self, log: Log, device: &str, drops: TransmitDrops, now: Instant) {
-        let early = self.at.is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL);
+        let early = self
+            .at
+            .is_some_and(|at| now.saturating_duration_since(at) < LOG_INTERVAL);
         if early || drops == self.told {
             return;
         }

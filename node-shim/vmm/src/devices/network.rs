@@ -128,7 +128,7 @@ fn open(
 /// Attaches to as many queues of a tap as it may have: to one, if it was made for one.
 fn attach(device: &str, queues: u16) -> io::Result<Vec<OwnedFd>> {
     if queues > 1 {
-        let all = (0..queues).map(|_| attach_queue(device, true)).collect();
+        let all: io::Result<Vec<OwnedFd>> = (0..queues).map(|_| attach_queue(device, true)).collect();
         match all {
             // The kernel's answer to the wrong kind.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}

@@ -30,20 +30,33 @@ fn udp_goes_both_ways() {
     let socket = lab.node.inside(|| udp_socket(NODE6, 5300));
     socket.send_to(b"ping", (POD6, 9999)).unwrap();
     let seen = lab.guest.receive6(UDP);
-    assert_eq!((seen.source, seen.port(2), &seen.payload[8..]), (NODE6, 9999, b"ping".as_slice()));
+    assert_eq!(
+        (seen.source, seen.port(2), &seen.payload[8..]),
+        (NODE6, 9999, b"ping".as_slice())
+    );
     lab.guest.send6(&Datagram6::udp((GUEST6, 9999), (NODE6, 5300), b"pong"));
-    assert_eq!(receive_from(&socket), (b"pong".to_vec(), SocketAddr::from((POD6, 9999))));
+    assert_eq!(
+        receive_from(&socket),
+        (b"pong".to_vec(), SocketAddr::from((POD6, 9999)))
+    );
 
-    lab.guest.send6(&Datagram6::udp((GUEST6, 4000), (NODE6, 5300), b"query"));
+    lab.guest
+        .send6(&Datagram6::udp((GUEST6, 4000), (NODE6, 5300), b"query"));
     let (payload, from) = receive_from(&socket);
-    assert_eq!((payload.as_slice(), from), (b"query".as_slice(), SocketAddr::from((POD6, 4000))));
+    assert_eq!(
+        (payload.as_slice(), from),
+        (b"query".as_slice(), SocketAddr::from((POD6, 4000)))
+    );
 }
 
 #[test]
 fn the_gateway_can_be_pinged() {
     let lab = lab!();
     lab.guest.send6(&Datagram6::echo(GUEST6, GATEWAY6, 128, b"up?"));
-    assert_eq!(lab.guest.receive6(ICMPV6), Datagram6::echo(GATEWAY6, GUEST6, 129, b"up?"));
+    assert_eq!(
+        lab.guest.receive6(ICMPV6),
+        Datagram6::echo(GATEWAY6, GUEST6, 129, b"up?")
+    );
 }
 
 #[test]
@@ -52,9 +65,11 @@ fn no_other_address_leaves_the_tap() {
     let socket = lab.node.inside(|| udp_socket(NODE6, 5300));
     let spoofed = ["fd10:0:2::3", "fe80::2", "::", "::1", "fd00:244:1::9"].map(|text| text.parse().unwrap());
     for source in spoofed.into_iter().chain([POD6, NODE6, GATEWAY6]) {
-        lab.guest.send6(&Datagram6::udp((source, 4000), (NODE6, 5300), b"spoofed"));
+        lab.guest
+            .send6(&Datagram6::udp((source, 4000), (NODE6, 5300), b"spoofed"));
     }
-    lab.guest.send6(&Datagram6::udp((GUEST6, 4000), (NODE6, 5300), b"honest"));
+    lab.guest
+        .send6(&Datagram6::udp((GUEST6, 4000), (NODE6, 5300), b"honest"));
     assert_eq!(receive_from(&socket).0, b"honest");
 }
 
@@ -63,7 +78,8 @@ fn the_guest_reaches_no_socket_in_the_pods_namespace() {
     let lab = lab!();
     let socket = lab.pod.inside(|| udp_socket(Ipv6Addr::UNSPECIFIED, 7777));
     for address in [Ipv6Addr::LOCALHOST, GATEWAY6, POD6] {
-        lab.guest.send6(&Datagram6::udp((GUEST6, 4000), (address, 7777), b"intruder"));
+        lab.guest
+            .send6(&Datagram6::udp((GUEST6, 4000), (address, 7777), b"intruder"));
     }
     let own = lab.pod.inside(|| udp_socket(POD6, 0));
     own.send_to(b"own", (POD6, 7777)).unwrap();

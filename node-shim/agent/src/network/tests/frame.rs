@@ -160,7 +160,10 @@ impl Datagram6 {
     /// A UDP packet.
     pub(super) fn udp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), data: &[u8]) -> Self {
         let length = u16::try_from(8 + data.len()).unwrap();
-        let mut payload: Vec<u8> = [from.1, to.1, length, 0].iter().flat_map(|field| field.to_be_bytes()).collect();
+        let mut payload: Vec<u8> = [from.1, to.1, length, 0]
+            .iter()
+            .flat_map(|field| field.to_be_bytes())
+            .collect();
         payload.extend(data);
         Self {
             source: from.0,

@@ -183,7 +183,7 @@ impl Lab {
         if ipv6 {
             node.ip("addr add fd00:244:1::1/64 dev node0 nodad");
             pod.ip("addr add fd00:244:1::7/64 dev eth0 nodad");
-            pod.ip("route add default via fd00:244:1::1");
+            pod.ip("-6 route add default via fd00:244:1::1");
         }
         let Attached { grant, mut queues } = attach_interfaces(&pod, interfaces(count)).unwrap().swap_remove(0);
         let tap = queues.swap_remove(0);
@@ -219,7 +219,10 @@ pub(super) fn attach(pod: &Namespace) -> Result<Vec<Attached>, NetworkError> {
 }
 
 /// Attaches these interfaces.
-pub(super) fn attach_interfaces(pod: &Namespace, interfaces: Vec<GuestInterface>) -> Result<Vec<Attached>, NetworkError> {
+pub(super) fn attach_interfaces(
+    pod: &Namespace,
+    interfaces: Vec<GuestInterface>,
+) -> Result<Vec<Attached>, NetworkError> {
     let namespace = PodNamespace::check(pod.0.try_clone().unwrap().into()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

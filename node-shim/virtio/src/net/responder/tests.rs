@@ -1,6 +1,6 @@
 use super::*;
-use crate::net::guard::Version;
 use crate::net::frame::{ARP_REPLY, ARP_REQUEST, TYPE_ARP, TYPE_IPV4};
+use crate::net::guard::Version;
 
 const GUEST: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 const GATEWAY: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
@@ -261,7 +261,13 @@ fn only_the_guests_own_ipv4_leaves() {
     };
     let honest = |kind| {
         let payload = packet.write().unwrap();
-        Ethernet { destination: GATEWAY, source: GUEST, kind, payload: &payload }.write()
+        Ethernet {
+            destination: GATEWAY,
+            source: GUEST,
+            kind,
+            payload: &payload,
+        }
+        .write()
     };
     assert_eq!(responder().judge(&honest(TYPE_IPV4)), FORWARD_UDP);
     let dropped = Verdict::Drop;
@@ -272,7 +278,11 @@ fn only_the_guests_own_ipv4_leaves() {
         ("no source", &[(12, 0), (13, 0), (14, 0), (15, 0)], Verdict::Absorb),
         ("first fragment", &[(6, 0x20)], Verdict::Forward(Layout::Opaque)),
         ("later fragment", &[(6, 0), (7, 9)], Verdict::Forward(Layout::Opaque)),
-        ("fragment of another", &[(7, 9), (15, 3)], dropped(DropReason::SpoofedIp)),
+        (
+            "fragment of another",
+            &[(7, 9), (15, 3)],
+            dropped(DropReason::SpoofedIp),
+        ),
         ("another version", &[(0, 0x65)], dropped(DropReason::Malformed)),
         ("short header", &[(0, 0x44)], dropped(DropReason::Malformed)),
         ("header beyond the end", &[(0, 0x4f)], dropped(DropReason::Malformed)),
@@ -285,7 +295,11 @@ fn only_the_guests_own_ipv4_leaves() {
     }
     // VLAN tags, one inside another, MPLS, PPPoE, what has a length, LLDP.
     for kind in [0x8100, 0x88a8, 0x9100, 0x8847, 0x8864, 46, 0x88cc] {
-        assert_eq!(responder().judge(&honest(kind)), dropped(DropReason::Foreign), "{kind:#x}");
+        assert_eq!(
+            responder().judge(&honest(kind)),
+            dropped(DropReason::Foreign),
+            "{kind:#x}"
+        );
     }
 }
 
@@ -325,7 +339,11 @@ fn verdicts() {
             arp(ARP_REQUEST, GUEST, Ipv4Addr::UNSPECIFIED, ADDRESS),
             Verdict::Forward(Layout::Opaque),
         ),
-        ("ARP reply", arp(ARP_REPLY, GUEST, ADDRESS, ROUTER), Verdict::Forward(Layout::Opaque)),
+        (
+            "ARP reply",
+            arp(ARP_REPLY, GUEST, ADDRESS, ROUTER),
+            Verdict::Forward(Layout::Opaque),
+        ),
         (
             "ARP reply as the gateway",
             arp(ARP_REPLY, GUEST, ROUTER, other),

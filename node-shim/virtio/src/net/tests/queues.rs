@@ -50,7 +50,9 @@ fn two_pairs(on_threads: bool, features: u64, restored: Option<&DeviceState>) ->
     }
     let memory = guest_memory();
     let count = if features & FEATURE_MULTI_QUEUE == 0 { 3 } else { 5 };
-    let queues: Vec<DriverQueue> = (0..count).map(|at| DriverQueue::new(0x1000 + 0x3000 * at, 64)).collect();
+    let queues: Vec<DriverQueue> = (0..count)
+        .map(|at| DriverQueue::new(0x1000 + 0x3000 * at, 64))
+        .collect();
     let mut activated = activation(&memory, features | FEATURE_VERSION_1, &queues);
     activated.activation.config_vector = Some(9);
     device.activate(activated.activation).unwrap();
@@ -106,7 +108,11 @@ fn the_driver_chooses_how_many_pairs_it_uses() {
     let features = CONTROL | FEATURE_MULTI_QUEUE;
     let mut pairs = two_pairs(false, features, None);
     assert_eq!(pairs.device.queue_max_sizes(), [256, 256, 256, 256, 64]);
-    assert_eq!(*pairs.attached[1].lock().unwrap(), [false], "the second is not in use yet");
+    assert_eq!(
+        *pairs.attached[1].lock().unwrap(),
+        [false],
+        "the second is not in use yet"
+    );
     assert!(pairs.attached[0].lock().unwrap().is_empty(), "the first always is");
     let out = frame(GUEST, 100);
     pairs.send(1, &out);
@@ -132,7 +138,10 @@ fn a_driver_of_one_pair_has_its_control_queue_after_it() {
     assert_eq!(pairs.command(&[4, 0, 1, 0]), 1, "not agreed on");
     assert_eq!(pairs.command(&[7]), 1);
     assert_eq!(pairs.command(&[]), 1);
-    for chain in [vec![D::readable(COMMAND_AT, 4)], vec![D::readable(u64::MAX, 4), D::writable(STATUS_AT, 1)]] {
+    for chain in [
+        vec![D::readable(COMMAND_AT, 4)],
+        vec![D::readable(u64::MAX, 4), D::writable(STATUS_AT, 1)],
+    ] {
         pairs.queues[2].send(&pairs.memory, 0, &chain);
         assert!(pairs.device.handle(Event::Queue(2)).is_err());
         pairs.device.reset();
@@ -143,10 +152,17 @@ fn a_driver_of_one_pair_has_its_control_queue_after_it() {
 #[test]
 fn offloads_change_while_it_runs() {
     let mut pairs = two_pairs(false, CONTROL | CHECKSUM_AND_TSO, None);
-    assert_eq!(*pairs.offloads.lock().unwrap(), Some(Offloads::CHECKSUM | Offloads::TSO4));
+    assert_eq!(
+        *pairs.offloads.lock().unwrap(),
+        Some(Offloads::CHECKSUM | Offloads::TSO4)
+    );
     assert_eq!(pairs.command(&[5, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 0);
     assert_eq!(*pairs.offloads.lock().unwrap(), Some(Offloads::empty()));
-    assert_eq!(pairs.command(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]), 1, "TSO6 was not agreed on");
+    assert_eq!(
+        pairs.command(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]),
+        1,
+        "TSO6 was not agreed on"
+    );
 }
 
 #[test]
@@ -194,9 +210,27 @@ fn a_state_of_another_interface_is_refused() {
     for (what, wrong) in [
         ("MAC", NetState { mac: [2; 6], ..state }),
         ("pairs", NetState { pairs: 1, ..state }),
-        ("use", NetState { pairs_in_use: 3, ..state }),
-        ("none", NetState { pairs_in_use: 0, ..state }),
-        ("offloads", NetState { offloads: 0x100, ..state }),
+        (
+            "use",
+            NetState {
+                pairs_in_use: 3,
+                ..state
+            },
+        ),
+        (
+            "none",
+            NetState {
+                pairs_in_use: 0,
+                ..state
+            },
+        ),
+        (
+            "offloads",
+            NetState {
+                offloads: 0x100,
+                ..state
+            },
+        ),
     ] {
         assert!(restore(wrong).is_err(), "{what}");
     }
@@ -222,7 +256,10 @@ fn a_header_cannot_undo_what_was_checked() {
 #[test]
 fn the_rate_limit_holds_frames_back_in_both_directions() {
     let rate = |per_second, burst| Some(Rate { per_second, burst });
-    let limits = Limits { bytes: None, operations: rate(1, 2) };
+    let limits = Limits {
+        bytes: None,
+        operations: rate(1, 2),
+    };
     let mut driver = Driver::limited(0, limits);
     for _ in 0..5 {
         driver.transmit(&frame(GUEST, 100));
@@ -277,11 +314,11 @@ fn a_thread_reports_a_broken_driver_to_the_event_loop() {
     let failure = pairs.device.host_sources()[0].fd;
     // SAFETY: the device is there, and keeps the descriptor open.
     let failure = unsafe { BorrowedFd::borrow_raw(failure) };
-    let timeout = rustix::event::Timespec {
-        tv_sec: 20,
-        tv_nsec: 0,
-    };
-    let mut polled = [rustix::event::PollFd::from_borrowed_fd(failure, rustix::event::PollFlags::IN)];
+    let timeout = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+    let mut polled = [rustix::event::PollFd::from_borrowed_fd(
+        failure,
+        rustix::event::PollFlags::IN,
+    )];
     assert_eq!(rustix::event::poll(&mut polled, Some(&timeout)), Ok(1));
     assert!(pairs.device.handle(Event::Host(0)).is_err());
     assert!(pairs.device.handle(Event::Host(0)).is_ok(), "once");
@@ -297,8 +334,14 @@ fn the_rate_limit_lets_go_by_itself() {
         offloads: Arc::default(),
         attached: Arc::default(),
     };
-    let operations = Some(Rate { per_second: 20, burst: 1 });
-    let limits = Limits { bytes: None, operations };
+    let operations = Some(Rate {
+        per_second: 20,
+        burst: 1,
+    });
+    let limits = Limits {
+        bytes: None,
+        operations,
+    };
     let mut device = Net::start(options(limits), vec![Box::new(link)]).unwrap();
     let memory = guest_memory();
     let mut queues = [DriverQueue::new(0x1000, 64), DriverQueue::new(0x4000, 64)];

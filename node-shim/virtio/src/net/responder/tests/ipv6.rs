@@ -80,10 +80,14 @@ fn a_router_solicitation_is_answered_with_everything() {
     let (source, destination, message) =
         answer6(Protocol::Router, &icmp(LINK_LOCAL, "ff02::2", &solicitation)).unwrap();
     assert_eq!((source, destination), (at(ROUTER6), at(LINK_LOCAL)));
-    let mut expected = vec![134, 0, message[2], message[3], 64, 0xc0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut expected = vec![
+        134, 0, message[2], message[3], 64, 0xc0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
     expected.extend([1, 1, 2, 0, 0, 0, 0, 1]);
     expected.extend([5, 1, 0, 0, 0, 0, 0x05, 0xaa]);
-    expected.extend([3, 4, 64, 0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+    expected.extend([
+        3, 4, 64, 0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0,
+    ]);
     expected.extend(at("fd10:0:2::").octets());
     expected.extend([25, 3, 0, 0, 0xff, 0xff, 0xff, 0xff]);
     expected.extend(at("fd00:96::a").octets());
@@ -100,7 +104,8 @@ fn a_router_solicitation_is_answered_with_everything() {
 fn the_gateway_is_a_neighbour_and_nobody_else_is() {
     for target in [ROUTER6, GATEWAY6] {
         let question = message_about(135, target, SOURCE_IS_GUEST);
-        let (source, destination, message) = answer6(Protocol::Neighbour, &icmp(OWN, "ff02::1:ff00:1", &question)).unwrap();
+        let (source, destination, message) =
+            answer6(Protocol::Neighbour, &icmp(OWN, "ff02::1:ff00:1", &question)).unwrap();
         assert_eq!((source, destination), (at(target), at(OWN)));
         assert_eq!((message[0], message[4]), (136, 0xe0));
         assert_eq!(message[8..], [&at(target).octets()[..], TARGET_IS_GATEWAY].concat());
@@ -137,40 +142,120 @@ fn what_ipv6_a_guest_may_send() {
         ("UDP of another", frame6("fd10:0:2::3", far, 17, &udp, 6), spoofed_ip),
         ("UDP of the gateway", frame6(GATEWAY6, far, 17, &udp, 6), spoofed_ip),
         ("of the router", frame6(ROUTER6, far, 17, &udp, 6), spoofed_ip),
-        ("of a mapped address", frame6("::ffff:10.0.2.9", far, 17, &udp, 6), spoofed_ip),
+        (
+            "of a mapped address",
+            frame6("::ffff:10.0.2.9", far, 17, &udp, 6),
+            spoofed_ip,
+        ),
         ("of a group", frame6("ff02::1", far, 17, &udp, 6), spoofed_ip),
-        ("link-local multicast DNS", frame6(LINK_LOCAL, "ff02::fb", 17, &udp, 6), Verdict::Absorb),
+        (
+            "link-local multicast DNS",
+            frame6(LINK_LOCAL, "ff02::fb", 17, &udp, 6),
+            Verdict::Absorb,
+        ),
         ("echo", icmp(OWN, far, &echo), opaque),
         ("echo of another", icmp("fd10:0:2::3", far, &echo), spoofed_ip),
-        ("listener report", frame6("::", "ff02::16", 0, &[&options(58)[..], &[143, 0, 0, 0]].concat(), 2), Verdict::Absorb),
-        ("its own address is tried", icmp("::", "ff02::1:ff00:2", &message_about(135, OWN, &[])), Verdict::Absorb),
+        (
+            "listener report",
+            frame6("::", "ff02::16", 0, &[&options(58)[..], &[143, 0, 0, 0]].concat(), 2),
+            Verdict::Absorb,
+        ),
+        (
+            "its own address is tried",
+            icmp("::", "ff02::1:ff00:2", &message_about(135, OWN, &[])),
+            Verdict::Absorb,
+        ),
         ("itself announced", advertise(OWN, TARGET_IS_GUEST), opaque),
-        ("the gateway's address announced", advertise(GATEWAY6, TARGET_IS_GUEST), spoofed),
-        ("the router's address announced", advertise(ROUTER6, TARGET_IS_GUEST), spoofed),
-        ("a third one's address announced", advertise("fd10:0:2::7", TARGET_IS_GUEST), spoofed),
+        (
+            "the gateway's address announced",
+            advertise(GATEWAY6, TARGET_IS_GUEST),
+            spoofed,
+        ),
+        (
+            "the router's address announced",
+            advertise(ROUTER6, TARGET_IS_GUEST),
+            spoofed,
+        ),
+        (
+            "a third one's address announced",
+            advertise("fd10:0:2::7", TARGET_IS_GUEST),
+            spoofed,
+        ),
         ("another MAC announced", advertise(OWN, TARGET_IS_GATEWAY), spoofed),
-        ("asked with another MAC", icmp(OWN, "ff02::1", &message_about(135, ROUTER6, SOURCE_IS_GATEWAY)), spoofed),
-        ("hidden behind another option", advertise(OWN, &[TARGET_IS_GUEST, TARGET_IS_GATEWAY].concat()), spoofed),
-        ("option of no length", advertise(OWN, &[2, 0, 0, 0, 0, 0, 0, 0]), malformed),
-        ("option beyond the end", advertise(OWN, &[2, 9, 0, 0, 0, 0, 0, 0]), malformed),
-        ("cut", icmp(OWN, "ff02::1", &message_about(136, OWN, &[])[..20]), malformed),
+        (
+            "asked with another MAC",
+            icmp(OWN, "ff02::1", &message_about(135, ROUTER6, SOURCE_IS_GATEWAY)),
+            spoofed,
+        ),
+        (
+            "hidden behind another option",
+            advertise(OWN, &[TARGET_IS_GUEST, TARGET_IS_GATEWAY].concat()),
+            spoofed,
+        ),
+        (
+            "option of no length",
+            advertise(OWN, &[2, 0, 0, 0, 0, 0, 0, 0]),
+            malformed,
+        ),
+        (
+            "option beyond the end",
+            advertise(OWN, &[2, 9, 0, 0, 0, 0, 0, 0]),
+            malformed,
+        ),
+        (
+            "cut",
+            icmp(OWN, "ff02::1", &message_about(136, OWN, &[])[..20]),
+            malformed,
+        ),
         ("router advertisement", icmp(LINK_LOCAL, "ff02::1", &[134; 16]), spoofed),
-        ("redirect", icmp(LINK_LOCAL, "ff02::1", &[137, 0, 0, 0, 0, 0, 0, 0]), spoofed),
+        (
+            "redirect",
+            icmp(LINK_LOCAL, "ff02::1", &[137, 0, 0, 0, 0, 0, 0, 0]),
+            spoofed,
+        ),
         ("through a router", routed, spoofed),
         (
             "advertisement in a fragment",
-            frame6(OWN, "ff02::1", 44, &[&fragment(58, 1)[..], &message_about(136, OWN, &[])].concat(), 10),
+            frame6(
+                OWN,
+                "ff02::1",
+                44,
+                &[&fragment(58, 1)[..], &message_about(136, OWN, &[])].concat(),
+                10,
+            ),
             spoofed,
         ),
         (
             "behind options",
-            frame6(OWN, "ff02::1", 0, &[&options(60)[..], &options(58), &message_about(136, GATEWAY6, &[])].concat(), 18),
+            frame6(
+                OWN,
+                "ff02::1",
+                0,
+                &[&options(60)[..], &options(58), &message_about(136, GATEWAY6, &[])].concat(),
+                18,
+            ),
             spoofed,
         ),
-        ("later fragment", frame6(OWN, far, 44, &[&fragment(17, 8)[..], &udp].concat(), 14), opaque),
-        ("later fragment of another", frame6(far, far, 44, &[&fragment(17, 8)[..], &udp].concat(), 14), spoofed_ip),
-        ("headers without an end", frame6(OWN, far, 0, &options(0).repeat(30), 100), malformed),
-        ("headers beyond the copy", frame6(OWN, far, 0, &[&[17, 40][..], &[0; 400]].concat(), 100), malformed),
+        (
+            "later fragment",
+            frame6(OWN, far, 44, &[&fragment(17, 8)[..], &udp].concat(), 14),
+            opaque,
+        ),
+        (
+            "later fragment of another",
+            frame6(far, far, 44, &[&fragment(17, 8)[..], &udp].concat(), 14),
+            spoofed_ip,
+        ),
+        (
+            "headers without an end",
+            frame6(OWN, far, 0, &options(0).repeat(30), 100),
+            malformed,
+        ),
+        (
+            "headers beyond the copy",
+            frame6(OWN, far, 0, &[&[17, 40][..], &[0; 400]].concat(), 100),
+            malformed,
+        ),
     ] {
         let judged = responder6().judge(&frame[..frame.len().min(HEAD_BYTES)]);
         assert_eq!(judged, expected, "{what}");
@@ -223,26 +308,76 @@ fn dhcp6_gives_the_address_and_no_other() {
     let status = |code: u8| [0, 13, 0, 2, 0, code].to_vec();
     let nothing = None::<Vec<u8>>;
     for (what, kind, options, expected) in [
-        ("solicit", 1, vec![CLIENT, &empty], Some([&[2, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat())),
+        (
+            "solicit",
+            1,
+            vec![CLIENT, &empty],
+            Some([&[2, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat()),
+        ),
         (
             "rapid commit",
             1,
             vec![CLIENT, RAPID, &empty],
             Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, RAPID, &ours, &network].concat()),
         ),
-        ("request", 3, vec![CLIENT, SERVER6, &ours], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat())),
-        ("renew", 5, vec![CLIENT, SERVER6, &other], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &corrected, &network].concat())),
-        ("rebind", 6, vec![CLIENT, &ours], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat())),
-        ("confirm", 4, vec![CLIENT, &ours], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat())),
-        ("confirm another", 4, vec![CLIENT, &other], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(4)].concat())),
+        (
+            "request",
+            3,
+            vec![CLIENT, SERVER6, &ours],
+            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat()),
+        ),
+        (
+            "renew",
+            5,
+            vec![CLIENT, SERVER6, &other],
+            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &corrected, &network].concat()),
+        ),
+        (
+            "rebind",
+            6,
+            vec![CLIENT, &ours],
+            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat()),
+        ),
+        (
+            "confirm",
+            4,
+            vec![CLIENT, &ours],
+            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat()),
+        ),
+        (
+            "confirm another",
+            4,
+            vec![CLIENT, &other],
+            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(4)].concat()),
+        ),
         ("confirm nothing", 4, vec![CLIENT, &empty], nothing.clone()),
-        ("release", 8, vec![CLIENT, SERVER6, &ours], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat())),
-        ("decline", 9, vec![CLIENT, SERVER6, &ours], Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat())),
-        ("information", 11, vec![], Some([&[7, 1, 2, 3][..], SERVER6, &network].concat())),
+        (
+            "release",
+            8,
+            vec![CLIENT, SERVER6, &ours],
+            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat()),
+        ),
+        (
+            "decline",
+            9,
+            vec![CLIENT, SERVER6, &ours],
+            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat()),
+        ),
+        (
+            "information",
+            11,
+            vec![],
+            Some([&[7, 1, 2, 3][..], SERVER6, &network].concat()),
+        ),
         ("solicit of nobody", 1, vec![&empty[..]], nothing.clone()),
         ("solicit of a server", 1, vec![CLIENT, SERVER6, &empty], nothing.clone()),
         ("request of no server", 3, vec![CLIENT, &empty], nothing.clone()),
-        ("request of another server", 3, vec![CLIENT, &[0, 2, 0, 2, 9, 9], &empty], nothing.clone()),
+        (
+            "request of another server",
+            3,
+            vec![CLIENT, &[0, 2, 0, 2, 9, 9], &empty],
+            nothing.clone(),
+        ),
         ("a server's message", 2, vec![CLIENT, &empty], nothing.clone()),
         ("a relay's", 12, vec![CLIENT], nothing.clone()),
         ("cut option", 1, vec![CLIENT, &empty[..10]], nothing.clone()),
@@ -258,9 +393,16 @@ fn dhcp6_gives_the_address_and_no_other() {
     // Two associations, and a prefix: one address is all that there is.
     let second = identity_association(3, &[], Some(2));
     let prefixes = identity_association(25, &[], Some(6));
-    let asked = dhcp6("ff02::1:2", 1, &[CLIENT, &empty, &empty, &identity_association(25, &[], None)]);
+    let asked = dhcp6(
+        "ff02::1:2",
+        1,
+        &[CLIENT, &empty, &empty, &identity_association(25, &[], None)],
+    );
     let (_, _, payload) = answer6(Protocol::Dhcp6, &asked).unwrap();
-    assert_eq!(payload[12..], [CLIENT, SERVER6, &ours, &second, &prefixes, &network].concat());
+    assert_eq!(
+        payload[12..],
+        [CLIENT, SERVER6, &ours, &second, &prefixes, &network].concat()
+    );
 }
 
 proptest! {
