@@ -34,10 +34,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_net;
-use vmm_sys_util::eventfd::EventFd;
 
 pub use self::address::MacAddress;
-use self::control::{COMMAND_BYTES, Command, FEATURE_ANNOUNCE, FEATURE_CONTROL, FEATURE_MULTI_QUEUE};
+use self::control::{Command, ControlQueue, FEATURE_ANNOUNCE, FEATURE_CONTROL, FEATURE_MULTI_QUEUE};
 pub use self::link::{Link, Tap};
 use self::offload::{FEATURE_MERGEABLE, Offloads};
 use self::pair::{Events, Pair, Queues, Shared};
@@ -48,11 +47,9 @@ use self::thread::{Failure, PairThread};
 use self::traffic::{Counters, Valve};
 pub use self::traffic::{Log, TransmitDrops};
 use self::transmit::Transmitter;
-use crate::buffers::{Buffers, Room};
-use crate::chain::Chain;
-use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, Memory, VirtioDevice, read_config_bytes};
+use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, VirtioDevice, read_config_bytes};
 use crate::rate_limit::Limits;
-use crate::ring::{Ring, Step};
+use crate::ring::Ring;
 use crate::state::{DeviceState, QueuePosition, RestoreError, SavedDevice};
 use crate::transport::Interrupts;
 
@@ -130,23 +127,13 @@ struct Active {
     features: u64,
     interrupts: Arc<dyn Interrupts>,
     config_vector: Option<u16>,
-    control: Option<Control>,
+    control: Option<ControlQueue>,
     pairs_in_use: u16,
     /// Pairs whose queues the driver enabled, from the first on.
     pairs_enabled: u16,
     offloads: Offloads,
     /// The driver is asked to announce itself.
     announce: bool,
-}
-
-/// The control queue.
-struct Control {
-    ring: Ring,
-    chain: Chain,
-    room: Room,
-    /// What the driver kicks.
-    kick: EventFd,
-    index: u16,
 }
 
 impl Place {
@@ -286,20 +273,16 @@ impl Net {
         })))
     }
 
-    fn take_control(&self, activation: &mut Activation, index: u16) -> Result<Option<Control>, DeviceError> {
+    fn take_control(&self, activation: &mut Activation, index: u16) -> Result<Option<ControlQueue>, DeviceError> {
         let enabled = matches!(activation.queues.get(usize::from(index)), Some(Some(_)));
         if activation.features & FEATURE_CONTROL == 0 || !enabled {
             return Ok(None);
         }
         let ring = Ring::take(activation, index, &self.shared.name)?;
-        let kick = ring.kick();
-        Ok(Some(Control {
-            kick: kick.map_err(|error| self.host_error("make an eventfd", error))?,
-            ring,
-            chain: Chain::default(),
-            room: Room::default(),
-            index,
-        }))
+        let queue = ControlQueue::new(&self.shared.name, ring, index);
+        queue
+            .map(Some)
+            .map_err(|error| self.host_error("make an eventfd", error))
     }
 
     /// Uses so many pairs, and no others.
@@ -355,31 +338,13 @@ impl Net {
         let Some(mut control) = active.control.take() else {
             return Ok(());
         };
-        // Empty when somebody has drained it.
-        let _ = control.kick.read();
-        let Control { ring, chain, room, .. } = &mut control;
-        let result = ring.drain(chain, |memory, chain| {
-            let command = read_command(memory, chain, room)?;
-            let followed = Command::parse(command.get(), features).is_some_and(|command| self.follow(command));
-            let status = if followed { control::OK } else { control::ERROR };
-            write_status(memory, chain, room, status)?;
-            Ok(Step::Done(1))
+        let result = control.pump(|command| {
+            Command::parse(command, features).is_some_and(|command| self.follow(command))
         });
         if let Some(active) = &mut self.active {
             active.control = Some(control);
         }
-        result.map(|_| ()).map_err(|error| self.named(error))
-    }
-
-    /// Errors of buffers do not know whose they are.
-    fn named(&self, error: DeviceError) -> DeviceError {
-        match error {
-            DeviceError::Driver { what, .. } => DeviceError::Driver {
-                device: self.shared.name.clone(),
-                what,
-            },
-            error @ DeviceError::Host { .. } => error,
-        }
+        result
     }
 
     /// Tells the network that the guest is here: the guest does, if it can.
@@ -414,45 +379,6 @@ impl Net {
         }
         Ok(())
     }
-}
-
-/// The beginning of a command.
-struct CommandBytes {
-    bytes: [u8; COMMAND_BYTES],
-    length: usize,
-}
-
-impl CommandBytes {
-    fn get(&self) -> &[u8] {
-        &self.bytes[..self.length]
-    }
-}
-
-fn broken_control(what: &str) -> DeviceError {
-    DeviceError::Driver {
-        device: String::new(),
-        what: format!("control queue: {what}"),
-    }
-}
-
-fn read_command(memory: &Memory, chain: &Chain, room: &mut Room) -> Result<CommandBytes, DeviceError> {
-    if chain.writable_bytes() == 0 {
-        return Err(broken_control("a command without room for its status"));
-    }
-    let buffers = Buffers::gather(std::mem::take(room), memory, chain.readable());
-    let buffers = buffers.map_err(|_| broken_control("a command outside of guest memory"))?;
-    let mut bytes = [0; COMMAND_BYTES];
-    let length = buffers.peek_into(&mut bytes);
-    *room = buffers.into_room();
-    Ok(CommandBytes { bytes, length })
-}
-
-fn write_status(memory: &Memory, chain: &Chain, room: &mut Room, status: u8) -> Result<(), DeviceError> {
-    let buffers = Buffers::gather(std::mem::take(room), memory, chain.writable());
-    let mut buffers = buffers.map_err(|_| broken_control("a status outside of guest memory"))?;
-    buffers.fill_from(&[status]);
-    *room = buffers.into_room();
-    Ok(())
 }
 
 impl VirtioDevice for Net {
@@ -549,7 +475,7 @@ impl VirtioDevice for Net {
         }
         if self.own_kicks() {
             let control = self.active.as_ref().and_then(|active| active.control.as_ref());
-            sources.extend(control.map(|control| source(control.kick.as_raw_fd())));
+            sources.extend(control.map(|control| source(control.descriptor())));
         }
         sources
     }
@@ -557,7 +483,7 @@ impl VirtioDevice for Net {
     fn handle(&mut self, event: Event) -> Result<(), DeviceError> {
         if !self.own_kicks() {
             let control = self.active.as_ref().and_then(|active| active.control.as_ref());
-            if control.is_some_and(|control| event == Event::Queue(control.index)) {
+            if control.is_some_and(|control| event == Event::Queue(control.index())) {
                 return self.handle_control();
             }
             return self.handle_on_caller(event);
@@ -627,7 +553,7 @@ impl VirtioDevice for Net {
         }
         let active = self.active.as_ref();
         if let Some(control) = active.and_then(|active| active.control.as_ref()) {
-            put(usize::from(control.index), control.ring.position());
+            put(usize::from(control.index()), control.position());
         }
         SavedDevice {
             queues,

@@ -1,8 +1,17 @@
-//! The control queue's commands (virtio 1.2, 5.1.6.5). Pure.
+//! The control queue and its commands (virtio 1.2, 5.1.6.5).
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 
 use virtio_bindings::bindings::virtio_net as bits;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::offload::Offloads;
+use crate::buffers::{Buffers, Room};
+use crate::chain::Chain;
+use crate::device::{DeviceError, Memory};
+use crate::ring::{Ring, Step};
+use crate::state::QueuePosition;
 
 /// The driver may send commands.
 pub(super) const FEATURE_CONTROL: u64 = 1 << bits::VIRTIO_NET_F_CTRL_VQ;
@@ -31,11 +40,10 @@ const QUEUES_SET: u8 = 0;
 const OFFLOADS_SET: u8 = 0;
 
 /// Bytes of a command that are looked at: class, command, and its longest argument.
-pub(super) const COMMAND_BYTES: usize = 2 + 8;
+const COMMAND_BYTES: usize = 2 + 8;
 /// `VIRTIO_NET_OK` and `VIRTIO_NET_ERR`.
-pub(super) const OK: u8 = 0;
-/// See [`OK`].
-pub(super) const ERROR: u8 = 1;
+const OK: u8 = 0;
+const ERROR: u8 = 1;
 
 /// What a driver wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +84,96 @@ impl Command {
         };
         (features & feature != 0 && features & FEATURE_CONTROL != 0).then_some(parsed)
     }
+}
+
+/// The queue, activated.
+pub(super) struct ControlQueue {
+    device: String,
+    ring: Ring,
+    chain: Chain,
+    room: Room,
+    /// What the driver kicks.
+    kick: EventFd,
+    index: u16,
+}
+
+impl ControlQueue {
+    /// Queue `index` of `device`.
+    ///
+    /// # Errors
+    /// When the host has no descriptor left.
+    pub(super) fn new(device: &str, ring: Ring, index: u16) -> io::Result<Self> {
+        Ok(Self {
+            device: device.to_owned(),
+            kick: ring.kick()?,
+            ring,
+            chain: Chain::default(),
+            room: Room::default(),
+            index,
+        })
+    }
+
+    /// Its number.
+    pub(super) fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Where it stands.
+    pub(super) fn position(&self) -> QueuePosition {
+        self.ring.position()
+    }
+
+    /// Readable when there are commands.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.kick.as_raw_fd()
+    }
+
+    /// Has `follow` follow the commands that are there, each given as its first [`COMMAND_BYTES`]; it says whether it did.
+    ///
+    /// # Errors
+    /// When the driver broke the queue.
+    pub(super) fn pump(&mut self, mut follow: impl FnMut(&[u8]) -> bool) -> Result<(), DeviceError> {
+        // Empty when somebody has drained it.
+        let _ = self.kick.read();
+        let Self {
+            device,
+            ring,
+            chain,
+            room,
+            ..
+        } = self;
+        ring.drain(chain, |memory, chain| {
+            let followed = follow_one(memory, chain, room, &mut follow);
+            followed.map_err(|what| DeviceError::Driver {
+                device: device.clone(),
+                what: format!("control queue: {what}"),
+            })?;
+            Ok(Step::Done(1))
+        })?;
+        Ok(())
+    }
+}
+
+fn follow_one(
+    memory: &Memory,
+    chain: &Chain,
+    room: &mut Room,
+    follow: &mut impl FnMut(&[u8]) -> bool,
+) -> Result<(), &'static str> {
+    if chain.writable_bytes() == 0 {
+        return Err("a command without room for its status");
+    }
+    let buffers = Buffers::gather(std::mem::take(room), memory, chain.readable());
+    let buffers = buffers.map_err(|_| "a command outside of guest memory")?;
+    let mut command = [0; COMMAND_BYTES];
+    let length = buffers.peek_into(&mut command);
+    *room = buffers.into_room();
+    let status = if follow(&command[..length]) { OK } else { ERROR };
+    let buffers = Buffers::gather(std::mem::take(room), memory, chain.writable());
+    let mut buffers = buffers.map_err(|_| "a status outside of guest memory")?;
+    buffers.fill_from(&[status]);
+    *room = buffers.into_room();
+    Ok(())
 }
 
 #[cfg(test)]
