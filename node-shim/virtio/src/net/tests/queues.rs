@@ -281,6 +281,7 @@ fn pairs_on_threads_move_frames_and_stop() {
     assert!(pairs.device.own_kicks());
     assert_eq!(pairs.device.host_sources().len(), 2, "failures, and the control queue");
     assert_eq!(pairs.command(&[4, 0, 2, 0]), 0);
+    assert_eq!(pairs.interrupts.triggered(), [4], "the control queue's");
     for pair in [1, 0] {
         pairs.send(pair, &frame(GUEST, 100));
         let vector = u16::try_from(2 * pair + 1).unwrap();
