@@ -1,7 +1,7 @@
 //! Domain names as DNS messages have them (RFC 1035, 3.1), which is how DHCP and router advertisements carry search domains.
 
 /// One name; `None` when it is not one.
-pub fn encode(domain: &str) -> Option<Vec<u8>> {
+pub(super) fn encode(domain: &str) -> Option<Vec<u8>> {
     let domain = domain.strip_suffix('.').unwrap_or(domain);
     let mut name = Vec::with_capacity(domain.len() + 2);
     for label in domain.split('.') {
@@ -16,7 +16,7 @@ pub fn encode(domain: &str) -> Option<Vec<u8>> {
 }
 
 /// As many names, from the first on, as fit into `limit` bytes.
-pub fn encode_all(domains: &[String], limit: usize) -> Vec<u8> {
+pub(super) fn encode_all(domains: &[String], limit: usize) -> Vec<u8> {
     let mut names = Vec::new();
     for name in domains.iter().filter_map(|domain| encode(domain)) {
         if names.len() + name.len() > limit {
