@@ -6,7 +6,7 @@
 //!         pod's address    DNAT in, masquerade out                10.0.2.1                            10.0.2.2
 //! ```
 //!
-//! A pod with an IPv6 address has the same for IPv6: the guest is fd10:0:2::2 behind fd10:0:2::1. The gateway's link-local address, its
+//! A pod with an IPv6 address has the same for IPv6: the guest is `fd10:0:2::2` behind `fd10:0:2::1`. The gateway's link-local address, its
 //! router advertisements and DHCPv6 are the shim's.
 //!
 //! Nothing of it is remembered: the tap lives as long as the shim's descriptor, the rest as long as the namespace.

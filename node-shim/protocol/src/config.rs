@@ -159,7 +159,7 @@ pub enum DiskFormat {
     Qcow2,
     /// Virtual PC's and Azure's format.
     Vhd,
-    /// VMware's format, in one file.
+    /// `VMware`'s format, in one file.
     Vmdk,
 }
 

@@ -338,9 +338,8 @@ impl Net {
         let Some(mut control) = active.control.take() else {
             return Ok(());
         };
-        let result = control.pump(|command| {
-            Command::parse(command, features).is_some_and(|command| self.follow(command))
-        });
+        let result =
+            control.pump(|command| Command::parse(command, features).is_some_and(|command| self.follow(command)));
         if let Some(active) = &mut self.active {
             active.control = Some(control);
         }
@@ -367,14 +366,12 @@ impl Net {
         let now = Instant::now();
         for (number, place) in (0_u16..).zip(&mut self.places) {
             let Place::Caller(pair) = place else { continue };
-            let mut events = Events::default();
-            match event {
-                Event::Queue(queue) => {
-                    events.receive_kick = queue == 2 * number;
-                    events.transmit_kick = queue == 2 * number + 1;
-                }
-                Event::Host(_) => (events.readable, events.writable) = (true, true),
-            }
+            let events = match event {
+                Event::Queue(queue) if queue == 2 * number => Events::RECEIVE_KICK,
+                Event::Queue(queue) if queue == 2 * number + 1 => Events::TRANSMIT_KICK,
+                Event::Queue(_) => Events::empty(),
+                Event::Host(_) => Events::READABLE | Events::WRITABLE,
+            };
             pair.work(events, now)?;
         }
         Ok(())

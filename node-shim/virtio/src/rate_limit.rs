@@ -139,16 +139,16 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    fn rate(per_second: u64, burst: u64) -> Option<Rate> {
-        Some(Rate { per_second, burst })
+    const fn rate(per_second: u64, burst: u64) -> Rate {
+        Rate { per_second, burst }
     }
 
     #[test]
     fn what_goes_when() {
         let start = Instant::now();
         let limits = Limits {
-            bytes: rate(1000, 500),
-            operations: rate(10, 2),
+            bytes: Some(rate(1000, 500)),
+            operations: Some(rate(10, 2)),
         };
         let mut limiter = Limiter::new(limits, start);
         // Nanoseconds since the start, bytes, and when to come again.
@@ -185,8 +185,8 @@ mod tests {
         let start = Instant::now();
         for (per_second, burst) in [(0, 0), (1, u64::MAX), (u64::MAX, u64::MAX)] {
             let limits = Limits {
-                bytes: rate(per_second, burst),
-                operations: rate(per_second, burst),
+                bytes: Some(rate(per_second, burst)),
+                operations: Some(rate(per_second, burst)),
             };
             let mut limiter = Limiter::new(limits, start);
             let mut now = start;
@@ -209,7 +209,7 @@ mod tests {
         #[test]
         fn the_rate_holds(per_second in 1_u64..10_000_000, burst in 1_u64..1_000_000, sizes in prop::collection::vec(1_u64..300_000, 50..200)) {
             let start = Instant::now();
-            let mut limiter = Limiter::new(Limits { bytes: rate(per_second, burst), operations: None }, start);
+            let mut limiter = Limiter::new(Limits { bytes: Some(rate(per_second, burst)), operations: None }, start);
             let (mut now, mut moved, largest) = (start, 0_u64, *sizes.iter().max().unwrap());
             for size in &sizes {
                 while let Err(until) = limiter.take(now, *size) {

@@ -12,7 +12,7 @@ use super::plan::{PREFIX_LENGTH, PREFIX_LENGTH_6, Tap, Uplink};
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const _: () = assert!(AF_INET as i32 == libc::AF_INET && AF_INET6 as i32 == libc::AF_INET6);
-/// `IFA_F_NODAD` (linux/if_addr.h): nobody else is there to have the address.
+/// `IFA_F_NODAD` (`linux/if_addr.h`): nobody else is there to have the address.
 const ADDRESS_NO_DAD: u8 = 0x02;
 /// `NUD_PERMANENT` (linux/neighbour.h).
 const NEIGHBOUR_PERMANENT: u16 = 0x80;

@@ -148,7 +148,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The plan for `interfaces` in a pod with `uplink`. Interface i has the networks 10.0.(2+i).0/24 and fd10:0:(2+i)::/64.
+    /// The plan for `interfaces` in a pod with `uplink`. Interface i has the networks 10.0.(2+i).0/24 and `fd10:0:(2+i)::/64`.
     pub(crate) fn new(interfaces: &[GuestInterface], uplink: Uplink) -> Result<Self, PlanError> {
         let numbers = 0..u8::try_from(MAX_INTERFACES).unwrap_or(u8::MAX);
         let taps: Vec<Tap> = numbers
@@ -289,8 +289,8 @@ pub(super) mod tests {
             Plan::new(
                 &interfaces(2),
                 Uplink {
-                    addresses6,
                     mtu,
+                    addresses6,
                     ..uplink()
                 },
             )

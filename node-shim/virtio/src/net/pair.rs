@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bitflags::bitflags;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::link::Link;
@@ -35,13 +36,19 @@ pub(super) struct Queues {
     pub(super) transmit_kick: EventFd,
 }
 
-/// What a pair waits for, or what of it has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Events {
-    pub(super) readable: bool,
-    pub(super) writable: bool,
-    pub(super) receive_kick: bool,
-    pub(super) transmit_kick: bool,
+bitflags! {
+    /// What a pair waits for, or what of it has come.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) struct Events: u8 {
+        /// The link has frames.
+        const READABLE = 1;
+        /// The link takes frames again.
+        const WRITABLE = 2;
+        /// The driver has new receive buffers.
+        const RECEIVE_KICK = 4;
+        /// The driver has frames.
+        const TRANSMIT_KICK = 8;
+    }
 }
 
 /// See the [module](self).
@@ -169,12 +176,19 @@ impl Pair {
 
     /// What it waits for.
     pub(super) fn wants(&self) -> Events {
-        self.live().map_or_else(Events::default, |queues| Events {
-            readable: queues.receiver.wants_link(),
-            writable: queues.transmitter.is_blocked(),
-            receive_kick: queues.receiver.held_until().is_none(),
-            transmit_kick: !queues.transmitter.is_blocked() && queues.transmitter.held_until().is_none(),
-        })
+        let Some(Queues {
+            receiver, transmitter, ..
+        }) = self.live()
+        else {
+            return Events::empty();
+        };
+        let (blocked, held) = (transmitter.is_blocked(), transmitter.held_until().is_some());
+        let mut wants = Events::empty();
+        wants.set(Events::READABLE, receiver.wants_link());
+        wants.set(Events::WRITABLE, blocked);
+        wants.set(Events::RECEIVE_KICK, receiver.held_until().is_none());
+        wants.set(Events::TRANSMIT_KICK, !blocked && !held);
+        wants
     }
 
     /// When it has something to do whether or not anything happens.
@@ -196,8 +210,8 @@ impl Pair {
             receiver, transmitter, ..
         } = queues;
         let due = |held: Option<Instant>| held.is_some_and(|until| until <= now);
-        let mut receive = events.receive_kick || events.readable || due(receiver.held_until());
-        if events.readable {
+        let mut receive = events.intersects(Events::RECEIVE_KICK | Events::READABLE) || due(receiver.held_until());
+        if events.contains(Events::READABLE) {
             receiver.set_readable();
         }
         if due(self.advertise_at) {
@@ -207,8 +221,8 @@ impl Pair {
                 receive = true;
             }
         }
-        let unblocked = events.writable && transmitter.unblock();
-        if unblocked || events.transmit_kick || due(transmitter.held_until()) {
+        let unblocked = events.contains(Events::WRITABLE) && transmitter.unblock();
+        if unblocked || events.contains(Events::TRANSMIT_KICK) || due(transmitter.held_until()) {
             transmitter.pump(&self.shared, self.link.as_ref(), now, |frame| {
                 receiver.push(frame, &self.shared);
                 receive = true;

@@ -69,7 +69,7 @@ impl GuestIpv6 {
         address == self.router() || address == self.gateway
     }
 
-    /// Whether an address is one that the guest may give itself: of fe80::/64, and not the gateway's.
+    /// Whether an address is one that the guest may give itself: of `fe80::/64`, and not the gateway's.
     pub fn is_guest_link_local(&self, address: Ipv6Addr) -> bool {
         address.segments()[..4] == [0xfe80, 0, 0, 0] && address != self.router()
     }

@@ -157,22 +157,22 @@ impl Loop {
         let wants = self.pair.wants();
         let mut polled = vec![PollFd::from_borrowed_fd(borrow(&self.told), PollFlags::IN)];
         let mut link_flags = PollFlags::empty();
-        link_flags.set(PollFlags::IN, wants.readable);
-        link_flags.set(PollFlags::OUT, wants.writable);
+        link_flags.set(PollFlags::IN, wants.contains(Events::READABLE));
+        link_flags.set(PollFlags::OUT, wants.contains(Events::WRITABLE));
         let link = (!link_flags.is_empty()).then(|| {
             polled.push(PollFd::from_borrowed_fd(self.pair.link().as_fd(), link_flags));
             polled.len() - 1
         });
         let queues = self.pair.live();
-        let mut add_kick = |wanted: bool, kick: Option<&'_ EventFd>| {
-            let kick = kick.filter(|_| wanted)?;
+        let mut add_kick = |event: Events, kick: Option<&'_ EventFd>| {
+            let kick = kick.filter(|_| wants.contains(event))?;
             // SAFETY: the pair keeps the eventfd for as long as it is polled here: it changes only on this thread.
             let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
             polled.push(PollFd::from_borrowed_fd(kick, PollFlags::IN));
             Some(polled.len() - 1)
         };
-        let receive = add_kick(wants.receive_kick, queues.map(|queues| &queues.receive_kick));
-        let transmit = add_kick(wants.transmit_kick, queues.map(|queues| &queues.transmit_kick));
+        let receive = add_kick(Events::RECEIVE_KICK, queues.map(|queues| &queues.receive_kick));
+        let transmit = add_kick(Events::TRANSMIT_KICK, queues.map(|queues| &queues.transmit_kick));
         let timeout = self.pair.deadline().map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             Timespec {
@@ -189,18 +189,19 @@ impl Loop {
         let link = revents(link);
         // An error is what the next read or write tells.
         let broken = link.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
-        let events = Events {
-            readable: wants.readable && (broken || link.contains(PollFlags::IN)),
-            writable: wants.writable && (broken || link.contains(PollFlags::OUT)),
-            receive_kick: !revents(receive).is_empty(),
-            transmit_kick: !revents(transmit).is_empty(),
-        };
+        let mut events = Events::empty();
+        events.set(Events::READABLE, broken || link.contains(PollFlags::IN));
+        events.set(Events::WRITABLE, broken || link.contains(PollFlags::OUT));
+        // An error wakes whatever is waited for.
+        events &= wants;
+        events.set(Events::RECEIVE_KICK, !revents(receive).is_empty());
+        events.set(Events::TRANSMIT_KICK, !revents(transmit).is_empty());
         if let Some(queues) = queues {
             for (kicked, kick) in [
-                (events.receive_kick, &queues.receive_kick),
-                (events.transmit_kick, &queues.transmit_kick),
+                (Events::RECEIVE_KICK, &queues.receive_kick),
+                (Events::TRANSMIT_KICK, &queues.transmit_kick),
             ] {
-                if kicked {
+                if events.contains(kicked) {
                     let _ = kick.read();
                 }
             }

@@ -58,29 +58,24 @@ fn memory_is_whole_pages() {
     assert_eq!(check_json(value).unwrap().memory_bytes, 99_999_744);
 }
 
+/// Sets one field after the other in a good configuration; the error must name the third.
+fn assert_refused(cases: &[(&str, Value, &str)]) {
+    for (pointer, value, field) in cases {
+        let mut config = minimal();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        let parent = config.pointer_mut(parent).unwrap();
+        match key.parse::<usize>() {
+            Ok(index) => parent[index] = value.clone(),
+            Err(_) => parent[key] = value.clone(),
+        }
+        let error = check_json(config).expect_err(pointer).to_string();
+        assert!(error.starts_with(&format!("{field}: ")), "{pointer} = {value}: {error}");
+    }
+}
+
 #[test]
-fn what_is_impossible_is_refused_and_the_field_named() {
-    let long = "x".repeat(2048);
-    let cases = [
-        ("/version", json!(2), "version"),
-        ("/name", json!(""), "name"),
-        ("/uuid", json!("not-a-uuid"), "uuid"),
-        ("/cpu/cores", json!(0), "cpu.cores"),
-        ("/cpu/cores", json!(129), "cpu.cores"),
-        ("/cpu/cores", json!(257), "cpu.cores"),
-        ("/memory/sizeBytes", json!(0), "memory.sizeBytes"),
-        ("/memory/sizeBytes", json!(u64::MAX), "memory.sizeBytes"),
-        ("/boot/kernel/kernel", json!(""), "boot.kernel.kernel"),
-        ("/boot/kernel/initrd", json!(""), "boot.kernel.initrd"),
-        ("/boot/kernel/commandLine", json!(long), "boot.kernel.commandLine"),
-        ("/boot/kernel/commandLine", json!("a\nb"), "boot.kernel.commandLine"),
-        ("/disks/0/name", json!("../etc"), "disks[0].name"),
-        ("/disks/0/name", json!(""), "disks[0].name"),
-        (
-            "/disks/0/source",
-            json!({"image": {"path": ""}}),
-            "disks[0].source.image.path",
-        ),
+fn an_impossible_disk_is_refused_and_the_field_named() {
+    assert_refused(&[
         ("/disks/0/serial", json!(""), "disks[0].serial"),
         ("/disks/0/serial", json!("a b"), "disks[0].serial"),
         ("/disks/0/serial", json!("x".repeat(21)), "disks[0].serial"),
@@ -108,6 +103,32 @@ fn what_is_impossible_is_refused_and_the_field_named() {
             "/disks/0/source",
             json!({"image": {"path": "/disk", "backing": [{"path": "/base"}, {"path": ""}]}}),
             "disks[0].source.image.backing[1].path",
+        ),
+    ]);
+}
+
+#[test]
+fn what_is_impossible_is_refused_and_the_field_named() {
+    let long = "x".repeat(2048);
+    let cases = [
+        ("/version", json!(2), "version"),
+        ("/name", json!(""), "name"),
+        ("/uuid", json!("not-a-uuid"), "uuid"),
+        ("/cpu/cores", json!(0), "cpu.cores"),
+        ("/cpu/cores", json!(129), "cpu.cores"),
+        ("/cpu/cores", json!(257), "cpu.cores"),
+        ("/memory/sizeBytes", json!(0), "memory.sizeBytes"),
+        ("/memory/sizeBytes", json!(u64::MAX), "memory.sizeBytes"),
+        ("/boot/kernel/kernel", json!(""), "boot.kernel.kernel"),
+        ("/boot/kernel/initrd", json!(""), "boot.kernel.initrd"),
+        ("/boot/kernel/commandLine", json!(long), "boot.kernel.commandLine"),
+        ("/boot/kernel/commandLine", json!("a\nb"), "boot.kernel.commandLine"),
+        ("/disks/0/name", json!("../etc"), "disks[0].name"),
+        ("/disks/0/name", json!(""), "disks[0].name"),
+        (
+            "/disks/0/source",
+            json!({"image": {"path": ""}}),
+            "disks[0].source.image.path",
         ),
         (
             "/disks/0/source",
@@ -143,6 +164,21 @@ fn what_is_impossible_is_refused_and_the_field_named() {
             json!(100),
             "interfaces[0].binding.tap.network.mtu",
         ),
+        ("/cloudInit/instanceId", json!("a\nb"), "cloudInit.instanceId"),
+        ("/cloudInit/hostname", json!("a b"), "cloudInit.hostname"),
+        ("/scratch", json!(""), "scratch"),
+        (
+            "/shutdown/gracePeriodSeconds",
+            json!(u64::MAX),
+            "shutdown.gracePeriodSeconds",
+        ),
+    ];
+    assert_refused(&cases);
+}
+
+#[test]
+fn an_impossible_interface_is_refused_and_the_field_named() {
+    assert_refused(&[
         (
             "/interfaces/0/binding/tap/network/ipv6",
             json!({"address": "fd10:0:2::2", "prefixLength": 127, "gateway": "fd10:0:2::1"}),
@@ -178,26 +214,7 @@ fn what_is_impossible_is_refused_and_the_field_named() {
             json!({"operations": {"perSecond": 1, "burst": 0}}),
             "interfaces[0].transmitLimit.operations.burst",
         ),
-        ("/cloudInit/instanceId", json!("a\nb"), "cloudInit.instanceId"),
-        ("/cloudInit/hostname", json!("a b"), "cloudInit.hostname"),
-        ("/scratch", json!(""), "scratch"),
-        (
-            "/shutdown/gracePeriodSeconds",
-            json!(u64::MAX),
-            "shutdown.gracePeriodSeconds",
-        ),
-    ];
-    for (pointer, value, field) in cases {
-        let mut config = minimal();
-        let (parent, key) = pointer.rsplit_once('/').unwrap();
-        let parent = config.pointer_mut(parent).unwrap();
-        match key.parse::<usize>() {
-            Ok(index) => parent[index] = value.clone(),
-            Err(_) => parent[key] = value.clone(),
-        }
-        let error = check_json(config).expect_err(pointer).to_string();
-        assert!(error.starts_with(&format!("{field}: ")), "{pointer} = {value}: {error}");
-    }
+    ]);
 }
 
 #[test]

@@ -125,7 +125,7 @@ pub fn answer(guest: &GuestIdentity, ours: &GuestIpv6, packet: &Packet<'_>, udp:
     if !server_fits || (query.client.is_none() && query.message != Message::Information) {
         return None;
     }
-    // A unicast needs the server's leave, which it never gives (18.4).
+    // A unicast needs the server's leave, which it never first (18.4).
     if packet.destination != ALL_SERVERS && query.message != Message::Information || packet.source.is_unspecified() {
         return None;
     }
@@ -256,9 +256,9 @@ fn put_associations(reply: &mut Vec<u8>, ours: &GuestIpv6, associations: &[Assoc
             value.extend_from_slice(&FOREVER.to_be_bytes());
             value.extend_from_slice(&FOREVER.to_be_bytes());
         }
-        let gives = *kind == OPTION_ADDRESSES && !given;
-        given |= gives;
-        if gives {
+        let first = *kind == OPTION_ADDRESSES && !given;
+        given |= first;
+        if first {
             put_address(&mut value, ours.address, FOREVER);
         } else {
             let status = if *kind == OPTION_PREFIXES {
@@ -268,7 +268,7 @@ fn put_associations(reply: &mut Vec<u8>, ours: &GuestIpv6, associations: &[Assoc
             };
             put(&mut value, OPTION_STATUS, &status.to_be_bytes());
         }
-        for address in addresses.iter().filter(|address| !gives || **address != ours.address) {
+        for address in addresses.iter().filter(|address| !first || **address != ours.address) {
             put_address(&mut value, *address, 0);
         }
         put(reply, *kind, &value);

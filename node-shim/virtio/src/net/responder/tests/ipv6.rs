@@ -116,104 +116,126 @@ fn the_gateway_is_a_neighbour_and_nobody_else_is() {
     }
 }
 
+const UDP: [u8; 8] = [0, 9, 0, 9, 0, 8, 0, 0];
+const FAR: &str = "2001:db8::1";
+const OPAQUE: Verdict = Verdict::Forward(Layout::Opaque);
+const UDP_FORWARDED: Verdict = Verdict::Forward(Layout::Transport {
+    version: Version::V6,
+    protocol: 17,
+    offset: 54,
+});
+const SPOOFED_IP: Verdict = Verdict::Drop(DropReason::SpoofedIp);
+const SPOOFED: Verdict = Verdict::Drop(DropReason::SpoofedNeighbour);
+const MALFORMED: Verdict = Verdict::Drop(DropReason::Malformed);
+
+/// Options before a `next` header.
+const fn options(next: u8) -> [u8; 8] {
+    [next, 0, 1, 4, 0, 0, 0, 0]
+}
+
+fn check_verdicts(cases: impl IntoIterator<Item = (&'static str, Vec<u8>, Verdict)>) {
+    for (what, frame, expected) in cases {
+        let judged = responder6().judge(&frame[..frame.len().min(HEAD_BYTES)]);
+        assert_eq!(judged, expected, "{what}");
+    }
+}
+
 #[test]
-fn what_ipv6_a_guest_may_send() {
-    let spoofed_ip = Verdict::Drop(DropReason::SpoofedIp);
-    let spoofed = Verdict::Drop(DropReason::SpoofedNeighbour);
-    let malformed = Verdict::Drop(DropReason::Malformed);
-    let forward = |protocol| {
-        Verdict::Forward(Layout::Transport {
-            version: Version::V6,
-            protocol,
-            offset: 54,
-        })
-    };
-    let opaque = Verdict::Forward(Layout::Opaque);
-    let far = "2001:db8::1";
-    let udp = [0, 9, 0, 9, 0, 8, 0, 0];
+fn whose_ipv6_leaves() {
     let echo = [128, 0, 0, 0, 0, 1, 0, 1];
-    let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
-    let fragment = |next: u8, offset: u8| [next, 0, 0, offset, 0, 0, 0, 7];
-    let advertise = |target, option| icmp(OWN, "ff02::1", &message_about(136, target, option));
-    let mut routed = icmp(LINK_LOCAL, "ff02::2", &[133, 0, 0, 0, 0, 0, 0, 0]);
-    routed[14 + 7] = 254;
-    for (what, frame, expected) in [
-        ("UDP", frame6(OWN, far, 17, &udp, 6), forward(17)),
-        ("UDP of another", frame6("fd10:0:2::3", far, 17, &udp, 6), spoofed_ip),
-        ("UDP of the gateway", frame6(GATEWAY6, far, 17, &udp, 6), spoofed_ip),
-        ("of the router", frame6(ROUTER6, far, 17, &udp, 6), spoofed_ip),
+    check_verdicts([
+        ("UDP", frame6(OWN, FAR, 17, &UDP, 6), UDP_FORWARDED),
+        ("UDP of another", frame6("fd10:0:2::3", FAR, 17, &UDP, 6), SPOOFED_IP),
+        ("UDP of the gateway", frame6(GATEWAY6, FAR, 17, &UDP, 6), SPOOFED_IP),
+        ("of the router", frame6(ROUTER6, FAR, 17, &UDP, 6), SPOOFED_IP),
         (
             "of a mapped address",
-            frame6("::ffff:10.0.2.9", far, 17, &udp, 6),
-            spoofed_ip,
+            frame6("::ffff:10.0.2.9", FAR, 17, &UDP, 6),
+            SPOOFED_IP,
         ),
-        ("of a group", frame6("ff02::1", far, 17, &udp, 6), spoofed_ip),
+        ("of a group", frame6("ff02::1", FAR, 17, &UDP, 6), SPOOFED_IP),
         (
             "link-local multicast DNS",
-            frame6(LINK_LOCAL, "ff02::fb", 17, &udp, 6),
+            frame6(LINK_LOCAL, "ff02::fb", 17, &UDP, 6),
             Verdict::Absorb,
         ),
-        ("echo", icmp(OWN, far, &echo), opaque),
-        ("echo of another", icmp("fd10:0:2::3", far, &echo), spoofed_ip),
+        ("echo", icmp(OWN, FAR, &echo), OPAQUE),
+        ("echo of another", icmp("fd10:0:2::3", FAR, &echo), SPOOFED_IP),
         (
             "listener report",
             frame6("::", "ff02::16", 0, &[&options(58)[..], &[143, 0, 0, 0]].concat(), 2),
             Verdict::Absorb,
         ),
+    ]);
+}
+
+#[test]
+fn what_a_guest_may_say_to_its_neighbours() {
+    let advertise = |target, option| icmp(OWN, "ff02::1", &message_about(136, target, option));
+    let mut routed = icmp(LINK_LOCAL, "ff02::2", &[133, 0, 0, 0, 0, 0, 0, 0]);
+    routed[14 + 7] = 254;
+    check_verdicts([
         (
             "its own address is tried",
             icmp("::", "ff02::1:ff00:2", &message_about(135, OWN, &[])),
             Verdict::Absorb,
         ),
-        ("itself announced", advertise(OWN, TARGET_IS_GUEST), opaque),
+        ("itself announced", advertise(OWN, TARGET_IS_GUEST), OPAQUE),
         (
             "the gateway's address announced",
             advertise(GATEWAY6, TARGET_IS_GUEST),
-            spoofed,
+            SPOOFED,
         ),
         (
             "the router's address announced",
             advertise(ROUTER6, TARGET_IS_GUEST),
-            spoofed,
+            SPOOFED,
         ),
         (
             "a third one's address announced",
             advertise("fd10:0:2::7", TARGET_IS_GUEST),
-            spoofed,
+            SPOOFED,
         ),
-        ("another MAC announced", advertise(OWN, TARGET_IS_GATEWAY), spoofed),
+        ("another MAC announced", advertise(OWN, TARGET_IS_GATEWAY), SPOOFED),
         (
             "asked with another MAC",
             icmp(OWN, "ff02::1", &message_about(135, ROUTER6, SOURCE_IS_GATEWAY)),
-            spoofed,
+            SPOOFED,
         ),
         (
             "hidden behind another option",
             advertise(OWN, &[TARGET_IS_GUEST, TARGET_IS_GATEWAY].concat()),
-            spoofed,
+            SPOOFED,
         ),
         (
             "option of no length",
             advertise(OWN, &[2, 0, 0, 0, 0, 0, 0, 0]),
-            malformed,
+            MALFORMED,
         ),
         (
             "option beyond the end",
             advertise(OWN, &[2, 9, 0, 0, 0, 0, 0, 0]),
-            malformed,
+            MALFORMED,
         ),
         (
             "cut",
             icmp(OWN, "ff02::1", &message_about(136, OWN, &[])[..20]),
-            malformed,
+            MALFORMED,
         ),
-        ("router advertisement", icmp(LINK_LOCAL, "ff02::1", &[134; 16]), spoofed),
+        ("router advertisement", icmp(LINK_LOCAL, "ff02::1", &[134; 16]), SPOOFED),
         (
             "redirect",
             icmp(LINK_LOCAL, "ff02::1", &[137, 0, 0, 0, 0, 0, 0, 0]),
-            spoofed,
+            SPOOFED,
         ),
-        ("through a router", routed, spoofed),
+        ("through a router", routed, SPOOFED),
+    ]);
+}
+
+#[test]
+fn nothing_hides_behind_extension_headers() {
+    let fragment = |next: u8, offset: u8| [next, 0, 0, offset, 0, 0, 0, 7];
+    check_verdicts([
         (
             "advertisement in a fragment",
             frame6(
@@ -223,7 +245,7 @@ fn what_ipv6_a_guest_may_send() {
                 &[&fragment(58, 1)[..], &message_about(136, OWN, &[])].concat(),
                 10,
             ),
-            spoofed,
+            SPOOFED,
         ),
         (
             "behind options",
@@ -234,32 +256,29 @@ fn what_ipv6_a_guest_may_send() {
                 &[&options(60)[..], &options(58), &message_about(136, GATEWAY6, &[])].concat(),
                 18,
             ),
-            spoofed,
+            SPOOFED,
         ),
         (
             "later fragment",
-            frame6(OWN, far, 44, &[&fragment(17, 8)[..], &udp].concat(), 14),
-            opaque,
+            frame6(OWN, FAR, 44, &[&fragment(17, 8)[..], &UDP].concat(), 14),
+            OPAQUE,
         ),
         (
             "later fragment of another",
-            frame6(far, far, 44, &[&fragment(17, 8)[..], &udp].concat(), 14),
-            spoofed_ip,
+            frame6(FAR, FAR, 44, &[&fragment(17, 8)[..], &UDP].concat(), 14),
+            SPOOFED_IP,
         ),
         (
             "headers without an end",
-            frame6(OWN, far, 0, &options(0).repeat(30), 100),
-            malformed,
+            frame6(OWN, FAR, 0, &options(0).repeat(30), 100),
+            MALFORMED,
         ),
         (
             "headers beyond the copy",
-            frame6(OWN, far, 0, &[&[17, 40][..], &[0; 400]].concat(), 100),
-            malformed,
+            frame6(OWN, FAR, 0, &[&[17, 40][..], &[0; 400]].concat(), 100),
+            MALFORMED,
         ),
-    ] {
-        let judged = responder6().judge(&frame[..frame.len().min(HEAD_BYTES)]);
-        assert_eq!(judged, expected, "{what}");
-    }
+    ]);
 }
 
 const CLIENT: &[u8] = &[0, 1, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 2];
@@ -292,117 +311,122 @@ fn dhcp6(destination: &str, kind: u8, options: &[&[u8]]) -> Vec<u8> {
     frame6(LINK_LOCAL, destination, 17, &datagram.write().unwrap(), 6)
 }
 
-#[test]
-fn dhcp6_gives_the_address_and_no_other() {
-    let network = [
+/// Name server and search domains, as options.
+fn network_options() -> Vec<u8> {
+    [
         &[0, 23, 0, 16][..],
         &at("fd00:96::a").octets(),
         &[0, 24, 0, 61],
         b"\x07default\x03svc\x07cluster\x05local\x00\x03svc\x07cluster\x05local\x00\x07cluster\x05local\x00",
     ]
-    .concat();
+    .concat()
+}
+
+/// The message that answers one to all servers, from its type on.
+fn dhcp6_answer(kind: u8, options: &[&[u8]]) -> Option<Vec<u8>> {
+    let (source, destination, payload) = answer6(Protocol::Dhcp6, &dhcp6("ff02::1:2", kind, options))?;
+    assert_eq!((source, destination), (at(ROUTER6), at(LINK_LOCAL)), "{kind}");
+    assert_eq!(payload[..4], [2, 35, 2, 34], "{kind}: ports");
+    Some(payload[8..].to_vec())
+}
+
+#[test]
+fn dhcp6_gives_the_address_and_no_other() {
+    const REPLY6: &[u8] = &[7, 1, 2, 3];
+    let network = network_options();
     let empty = identity_association(3, &[], None);
     let ours = identity_association(3, &[(OWN, u32::MAX)], None);
     let other = identity_association(3, &[("fd10:0:2::9", 100)], None);
     let corrected = identity_association(3, &[(OWN, u32::MAX), ("fd10:0:2::9", 0)], None);
-    let status = |code: u8| [0, 13, 0, 2, 0, code].to_vec();
-    let nothing = None::<Vec<u8>>;
+    let status = |code: u8| [0, 13, 0, 2, 0, code];
     for (what, kind, options, expected) in [
         (
             "solicit",
             1,
             vec![CLIENT, &empty],
-            Some([&[2, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat()),
+            [&[2, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat(),
         ),
         (
             "rapid commit",
             1,
             vec![CLIENT, RAPID, &empty],
-            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, RAPID, &ours, &network].concat()),
+            [REPLY6, CLIENT, SERVER6, RAPID, &ours, &network].concat(),
         ),
         (
             "request",
             3,
             vec![CLIENT, SERVER6, &ours],
-            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat()),
+            [REPLY6, CLIENT, SERVER6, &ours, &network].concat(),
         ),
         (
             "renew",
             5,
             vec![CLIENT, SERVER6, &other],
-            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &corrected, &network].concat()),
+            [REPLY6, CLIENT, SERVER6, &corrected, &network].concat(),
         ),
         (
             "rebind",
             6,
             vec![CLIENT, &ours],
-            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &ours, &network].concat()),
+            [REPLY6, CLIENT, SERVER6, &ours, &network].concat(),
         ),
         (
             "confirm",
             4,
             vec![CLIENT, &ours],
-            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat()),
+            [REPLY6, CLIENT, SERVER6, &status(0)].concat(),
         ),
         (
             "confirm another",
             4,
             vec![CLIENT, &other],
-            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(4)].concat()),
+            [REPLY6, CLIENT, SERVER6, &status(4)].concat(),
         ),
-        ("confirm nothing", 4, vec![CLIENT, &empty], nothing.clone()),
         (
             "release",
             8,
             vec![CLIENT, SERVER6, &ours],
-            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat()),
+            [REPLY6, CLIENT, SERVER6, &status(0)].concat(),
         ),
         (
             "decline",
             9,
             vec![CLIENT, SERVER6, &ours],
-            Some([&[7, 1, 2, 3][..], CLIENT, SERVER6, &status(0)].concat()),
+            [REPLY6, CLIENT, SERVER6, &status(0)].concat(),
         ),
-        (
-            "information",
-            11,
-            vec![],
-            Some([&[7, 1, 2, 3][..], SERVER6, &network].concat()),
-        ),
-        ("solicit of nobody", 1, vec![&empty[..]], nothing.clone()),
-        ("solicit of a server", 1, vec![CLIENT, SERVER6, &empty], nothing.clone()),
-        ("request of no server", 3, vec![CLIENT, &empty], nothing.clone()),
-        (
-            "request of another server",
-            3,
-            vec![CLIENT, &[0, 2, 0, 2, 9, 9], &empty],
-            nothing.clone(),
-        ),
-        ("a server's message", 2, vec![CLIENT, &empty], nothing.clone()),
-        ("a relay's", 12, vec![CLIENT], nothing.clone()),
-        ("cut option", 1, vec![CLIENT, &empty[..10]], nothing.clone()),
+        ("information", 11, vec![], [REPLY6, SERVER6, &network].concat()),
     ] {
-        let answer = answer6(Protocol::Dhcp6, &dhcp6("ff02::1:2", kind, &options));
-        let message = answer.map(|(source, destination, payload)| {
-            assert_eq!((source, destination), (at(ROUTER6), at(LINK_LOCAL)), "{what}");
-            assert_eq!(payload[..4], [2, 35, 2, 34], "{what}: ports");
-            payload[8..].to_vec()
-        });
-        assert_eq!(message, expected, "{what}");
+        assert_eq!(dhcp6_answer(kind, &options), Some(expected), "{what}");
     }
     // Two associations, and a prefix: one address is all that there is.
     let second = identity_association(3, &[], Some(2));
     let prefixes = identity_association(25, &[], Some(6));
-    let asked = dhcp6(
-        "ff02::1:2",
-        1,
-        &[CLIENT, &empty, &empty, &identity_association(25, &[], None)],
-    );
-    let (_, _, payload) = answer6(Protocol::Dhcp6, &asked).unwrap();
+    let asked = [CLIENT, &empty, &empty, &identity_association(25, &[], None)];
     assert_eq!(
-        payload[12..],
+        dhcp6_answer(1, &asked).unwrap()[4..],
         [CLIENT, SERVER6, &ours, &second, &prefixes, &network].concat()
     );
+}
+
+#[test]
+fn what_dhcp6_says_nothing_to() {
+    let empty = identity_association(3, &[], None);
+    for (what, kind, options) in [
+        ("confirm nothing", 4, vec![CLIENT, &empty]),
+        ("solicit of nobody", 1, vec![&empty[..]]),
+        ("solicit of a server", 1, vec![CLIENT, SERVER6, &empty]),
+        ("request of no server", 3, vec![CLIENT, &empty]),
+        (
+            "request of another server",
+            3,
+            vec![CLIENT, &[0, 2, 0, 2, 9, 9], &empty],
+        ),
+        ("a server's message", 2, vec![CLIENT, &empty]),
+        ("a relay's", 12, vec![CLIENT]),
+        ("cut option", 1, vec![CLIENT, &empty[..10]]),
+    ] {
+        assert_eq!(dhcp6_answer(kind, &options), None, "{what}");
+    }
 }
 
 proptest! {
