@@ -6,9 +6,13 @@
 //!         pod's address    DNAT in, masquerade out                10.0.2.1                            10.0.2.2
 //! ```
 //!
+//! A pod with an IPv6 address has the same for IPv6: the guest is `fd10:0:2::2` behind `fd10:0:2::1`. The gateway's link-local address, its
+//! router advertisements and DHCPv6 are the shim's.
+//!
 //! Nothing of it is remembered: the tap lives as long as the shim's descriptor, the rest as long as the namespace.
 
 mod address;
+mod forwarding;
 mod link;
 mod namespace;
 mod nftables;
@@ -21,7 +25,7 @@ mod tests;
 use std::os::fd::OwnedFd;
 
 use node_shim_protocol::agent::InterfaceGrant;
-use node_shim_protocol::config::GuestNetwork;
+use node_shim_protocol::config::{GuestNetwork, GuestNetwork6};
 
 pub(crate) use namespace::PodNamespace;
 pub(crate) use plan::{GuestInterface, Plan};
@@ -64,8 +68,8 @@ impl NetworkError {
 pub(crate) struct Attached {
     /// What the shim is told.
     pub(crate) grant: InterfaceGrant,
-    /// The tap: nonblocking, with a virtio-net header before each frame. It vanishes with its last descriptor.
-    pub(crate) tap: OwnedFd,
+    /// The tap's queues: nonblocking, with a virtio-net header before each frame. It vanishes with its last descriptor.
+    pub(crate) queues: Vec<OwnedFd>,
 }
 
 /// Connects `interfaces` inside `namespace`, in place of whatever an earlier shim of the pod left there.
@@ -83,7 +87,13 @@ pub(crate) async fn attach(
 /// Does the work of [`attach`] in the calling thread's network namespace.
 fn attach_here(interfaces: &[GuestInterface]) -> Result<Vec<Attached>, NetworkError> {
     let mut links = link::Links::new();
-    let uplink = links.uplink().map_err(NetworkError::Link)?;
+    let mut uplink = links.uplink().map_err(NetworkError::Link)?;
+    if uplink.has_ipv6()
+        && let Err(error) = forwarding::enable_ipv6(&uplink.name)
+    {
+        tracing::warn!("a VM gets no IPv6, although its pod has it: {error}");
+        uplink.addresses6.clear();
+    }
     let plan = Plan::new(interfaces, uplink).map_err(NetworkError::Plan)?;
     let attached = plan
         .taps
@@ -99,7 +109,7 @@ fn attach_here(interfaces: &[GuestInterface]) -> Result<Vec<Attached>, NetworkEr
 
 fn connect(links: &mut link::Links, plan: &Plan, planned: &plan::Tap) -> Result<Attached, NetworkError> {
     links.remove(&planned.device).map_err(NetworkError::Link)?;
-    let tap = tap::open(&planned.device).map_err(NetworkError::Tap)?;
+    let queues = tap::open(&planned.device, planned.queues).map_err(NetworkError::Tap)?;
     links.set_up_tap(planned, plan.uplink.mtu).map_err(NetworkError::Link)?;
     let network = GuestNetwork {
         address: planned.guest,
@@ -107,12 +117,18 @@ fn connect(links: &mut link::Links, plan: &Plan, planned: &plan::Tap) -> Result<
         gateway: planned.gateway,
         gateway_mac: planned.gateway_mac.to_string(),
         mtu: plan.uplink.mtu,
+        ipv6: planned.ipv6.map(|ipv6| GuestNetwork6 {
+            address: ipv6.guest,
+            prefix_length: plan::PREFIX_LENGTH_6,
+            gateway: ipv6.gateway,
+        }),
     };
     Ok(Attached {
         grant: InterfaceGrant {
             name: planned.interface.clone(),
+            queues: planned.queues,
             network,
         },
-        tap,
+        queues,
     })
 }

@@ -4,7 +4,7 @@
 pub mod disk;
 
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use node_shim_virtio::block::Format;
 use node_shim_virtio::block::format;
 use node_shim_virtio::block::storage::Access;
 use node_shim_virtio::device::{Event, Memory, VirtioDevice};
+use node_shim_virtio::net::responder::GuestIpv6;
 use node_shim_virtio::net::{GuestIdentity, MacAddress};
 use node_shim_virtio::testing::driver::put;
 use node_shim_virtio::testing::{Descriptor, DriverQueue, activate, guest_memory};
@@ -281,12 +282,50 @@ pub fn guest() -> GuestIdentity {
         gateway: Ipv4Addr::new(10, 0, 2, 1),
         gateway_mac: MacAddress([2, 0, 0, 0, 0, 1]),
         mtu: 1450,
-        name_servers: vec![Ipv4Addr::new(10, 96, 0, 10)],
+        ipv6: Some(GuestIpv6 {
+            address: Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 2),
+            prefix_length: 64,
+            gateway: Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 1),
+        }),
+        name_servers: vec![
+            Ipv4Addr::new(10, 96, 0, 10).into(),
+            Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 10).into(),
+        ],
         search: vec![
             "default.svc.cluster.local".into(),
             "svc.cluster.local".into(),
             "cluster.local".into(),
         ],
         host_name: "fuzz".into(),
+    }
+}
+
+/// A frame that the guest may send: its own MAC, and its own addresses in ARP, IPv4 and IPv6. Written apart from the guard, which it checks.
+///
+/// # Panics
+/// When it is another one.
+pub fn assert_honest(frame: &[u8]) {
+    let guest = guest();
+    assert_eq!(frame[6..12], guest.mac.0, "MAC address");
+    let packet = &frame[14..];
+    match [frame[12], frame[13]] {
+        [0x08, 0x00] => assert_eq!(packet[12..16], guest.address.octets(), "IPv4 source"),
+        [0x86, 0xdd] => {
+            let address = guest.ipv6.expect("IPv6").address.octets();
+            assert_eq!(packet[8..24], address, "IPv6 source");
+            // Without extension headers: of neighbour discovery only its own advertisement.
+            if packet[6] == 58 {
+                match packet[40] {
+                    133..=135 | 137 => panic!("neighbour discovery of kind {}", packet[40]),
+                    136 => assert_eq!(packet[48..64], address, "advertised address"),
+                    _ => {}
+                }
+            }
+        }
+        [0x08, 0x06] => {
+            assert_eq!(packet[8..14], guest.mac.0, "ARP sender");
+            assert!(packet[14..18] == guest.address.octets() || packet[14..18] == [0; 4], "ARP address");
+        }
+        other => panic!("a frame of kind {other:x?}"),
     }
 }

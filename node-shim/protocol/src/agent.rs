@@ -5,7 +5,7 @@
 //! shim                                   agent
 //!  | Hello, fds [netns]                    |   the agent knows the pod by the socket it was called on
 //!  |-------------------------------------->|
-//!  |                 Granted, fds [kvm, tap...]   or Refused
+//!  |                 Granted, fds [kvm, queues...]   or Refused
 //!  |<--------------------------------------|
 //!  | Status ...                            |   whenever it changes
 //!  |-------------------------------------->|
@@ -18,12 +18,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::GuestNetwork;
 
-/// Version of this conversation; the agent refuses a shim that speaks another.
-pub const VERSION: u32 = 1;
+/// Version of this conversation; the agent refuses a shim that speaks another. 2: queues and IPv6.
+pub const VERSION: u32 = 2;
 /// Largest packet in bytes; a longer one is refused.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
-/// Most descriptors in one packet: one for KVM and one for each interface.
-pub const MAX_DESCRIPTORS: usize = 1 + 8;
+/// Most interfaces of one VM.
+pub const MAX_INTERFACES: usize = 8;
+/// Most queues of one tap: more than a few vCPUs gain nothing from queues of their own.
+pub const MAX_QUEUES: u16 = 4;
+/// Most descriptors in one packet: one for KVM and one for each queue of each interface. Linux takes 253 (`SCM_MAX_FD`).
+pub const MAX_DESCRIPTORS: usize = 1 + MAX_INTERFACES * MAX_QUEUES as usize;
 
 /// What the shim says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,13 +60,15 @@ pub struct InterfaceRequest {
     pub name: String,
     /// The guest's MAC address.
     pub mac: String,
+    /// Queues that the tap is to have, 1 to [`MAX_QUEUES`].
+    pub queues: u16,
 }
 
 /// What the agent says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Response {
-    /// Answer to `Hello`. Descriptors: `/dev/kvm`, then one tap for each interface, in the order of the request.
+    /// Answer to `Hello`. Descriptors: `/dev/kvm`, then the queues of each interface's tap, in the order of the request.
     Granted {
         /// What each guest interface is told.
         interfaces: Vec<InterfaceGrant>,
@@ -83,6 +89,8 @@ pub enum Response {
 pub struct InterfaceGrant {
     /// Name in the VM's spec.
     pub name: String,
+    /// Queues that the tap has: as many descriptors as there are for it.
+    pub queues: u16,
     /// What the guest's DHCP client is told.
     pub network: GuestNetwork,
 }

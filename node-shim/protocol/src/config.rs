@@ -212,6 +212,12 @@ pub struct Interface {
     pub name: String,
     /// The guest's MAC address, `xx:xx:xx:xx:xx:xx`, locally administered.
     pub mac: String,
+    /// How much the guest may receive.
+    #[serde(default, skip_serializing_if = "RateLimit::is_unlimited")]
+    pub receive_limit: RateLimit,
+    /// How much the guest may send.
+    #[serde(default, skip_serializing_if = "RateLimit::is_unlimited")]
+    pub transmit_limit: RateLimit,
     /// How it is connected.
     pub binding: Binding,
 }
@@ -231,7 +237,7 @@ pub enum Binding {
     },
 }
 
-/// What the guest is told about its network by DHCP.
+/// What the guest is told about its network by DHCP. It may send from these addresses and from no others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GuestNetwork {
@@ -245,6 +251,21 @@ pub struct GuestNetwork {
     pub gateway_mac: String,
     /// Largest IP packet in bytes.
     pub mtu: u16,
+    /// IPv6, where the guest has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<GuestNetwork6>,
+}
+
+/// What the guest is told about its network by router advertisements and DHCPv6.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuestNetwork6 {
+    /// The guest's only address beside its link-local ones.
+    pub address: std::net::Ipv6Addr,
+    /// Length of the network prefix, 1 to 126.
+    pub prefix_length: u8,
+    /// The host's end of the tap.
+    pub gateway: std::net::Ipv6Addr,
 }
 
 /// NoCloud seed data.

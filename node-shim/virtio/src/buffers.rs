@@ -184,6 +184,28 @@ impl<'m> Buffers<'m> {
         })
     }
 
+    /// One `writev(2)` of `first`, and then of everything that is left, which counts as consumed. Returns what was written.
+    ///
+    /// # Errors
+    /// Of the system call; `InvalidInput` when there are more pieces than one call takes.
+    pub fn write_once_after(&mut self, first: &[u8], file: BorrowedFd<'_>) -> io::Result<usize> {
+        if self.vectors.len() - self.first >= MAX_VECTORS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let vector = libc::iovec {
+            // The call only reads through it.
+            iov_base: first.as_ptr().cast_mut().cast(),
+            iov_len: first.len(),
+        };
+        self.vectors.insert(self.first, vector);
+        self.remaining += first.len();
+        let written = self.write_once(file);
+        // No pointer to `first` stays behind.
+        self.vectors.clear();
+        (self.first, self.remaining) = (0, 0);
+        written
+    }
+
     /// Copies bytes into the front; returns how many there was room for.
     pub fn fill_from(&mut self, bytes: &[u8]) -> usize {
         let mut done = 0;

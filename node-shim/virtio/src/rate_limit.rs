@@ -102,21 +102,32 @@ impl Limiter {
     /// # Errors
     /// The time from which on it may go.
     pub fn take(&mut self, now: Instant, bytes: u64) -> Result<(), Instant> {
+        self.ready(now)?;
+        self.charge(bytes);
+        Ok(())
+    }
+
+    /// Whether an operation may go, for one whose size is known only when it is done: [`Self::charge`] then takes it.
+    ///
+    /// # Errors
+    /// The time from which on it may go.
+    pub fn ready(&mut self, now: Instant) -> Result<(), Instant> {
         let mut until = None;
         for bucket in self.bytes.iter_mut().chain(&mut self.operations) {
             bucket.fill(now);
             until = until.max(bucket.ready(now).err());
         }
-        if let Some(until) = until {
-            return Err(until);
-        }
+        until.map_or(Ok(()), Err)
+    }
+
+    /// Takes what one operation moved.
+    pub fn charge(&mut self, bytes: u64) {
         if let Some(bucket) = &mut self.bytes {
-            bucket.level -= Bucket::scaled(bytes.min(MAX_TOKENS));
+            bucket.level = bucket.level.saturating_sub(Bucket::scaled(bytes.min(MAX_TOKENS)));
         }
         if let Some(bucket) = &mut self.operations {
-            bucket.level -= Bucket::scaled(1);
+            bucket.level = bucket.level.saturating_sub(Bucket::scaled(1));
         }
-        Ok(())
     }
 }
 

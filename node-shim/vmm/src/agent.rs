@@ -53,8 +53,8 @@ pub(crate) enum AgentError {
 pub(crate) struct Grant {
     /// `/dev/kvm`.
     pub(crate) kvm: OwnedFd,
-    /// One for each interface that was asked for, in that order.
-    pub(crate) interfaces: Vec<(InterfaceGrant, OwnedFd)>,
+    /// One for each interface that was asked for, in that order, with the queues of its tap.
+    pub(crate) interfaces: Vec<(InterfaceGrant, Vec<OwnedFd>)>,
     /// The connection.
     pub(crate) link: Link,
 }
@@ -162,7 +162,9 @@ fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &Sign
             descriptors,
         }),
         Ok(Some((Response::Refused { reason, retryable }, _))) => Ok(Answer::Refused { reason, retryable }),
-        Ok(None) => Ok(Answer::Failed("it closed the connection".to_owned())),
+        Ok(None) => Ok(Answer::Failed(
+            "it closed the connection without an answer, as an agent of an older release does".to_owned(),
+        )),
         Err(PacketError::Unusable(what)) => Err(AgentError::Unusable(what)),
         Err(error) => failed(error),
     }
@@ -206,7 +208,13 @@ fn granted(
         .iter()
         .map(|interface| &interface.name)
         .eq(response.iter().map(|grant| &grant.name));
-    if !names_match || descriptors.len() != asked.len() + 1 {
+    // Fewer queues than asked for do as well.
+    let queues_match = asked
+        .iter()
+        .zip(&response)
+        .all(|(interface, grant)| (1..=interface.queues).contains(&grant.queues));
+    let queues: usize = response.iter().map(|grant| usize::from(grant.queues)).sum();
+    if !names_match || !queues_match || descriptors.len() != queues + 1 {
         return Err(AgentError::Unusable(format!(
             "{} interfaces and {} descriptors for {} interfaces",
             response.len(),
@@ -225,7 +233,13 @@ fn granted(
         .ok_or_else(|| AgentError::Unusable("no descriptor of /dev/kvm".to_owned()))?;
     Ok(Grant {
         kvm,
-        interfaces: response.into_iter().zip(descriptors).collect(),
+        interfaces: response
+            .into_iter()
+            .map(|grant| {
+                let queues = descriptors.by_ref().take(usize::from(grant.queues)).collect();
+                (grant, queues)
+            })
+            .collect(),
         link: Link {
             socket: socket.to_owned(),
             state: LinkState::Connected {

@@ -4,11 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use node_shim_protocol::VmConfig;
-use node_shim_protocol::config::{self as protocol, Binding, CloudInit, DiskFormat, DiskSource, GuestNetwork};
+use node_shim_protocol::config::{
+    self as protocol, Binding, CloudInit, DiskFormat, DiskSource, GuestNetwork, GuestNetwork6,
+};
 
 use node_shim_virtio::block::storage::DISK_MAX_BYTES;
 use node_shim_virtio::net::MacAddress;
@@ -30,12 +33,12 @@ const DISKS_MAX: usize = 16;
 const BACKING_MAX: usize = 8;
 /// Bytes of a disk's serial number (virtio 1.2, 5.2.6).
 const SERIAL_MAX_BYTES: usize = 20;
-/// Most interfaces: one descriptor each in the agent's answer.
-const INTERFACES_MAX: usize = node_shim_protocol::agent::MAX_DESCRIPTORS - 1;
 /// Least context id of a guest: those before it are reserved, and the host's (virtio 1.2, 5.10.4).
 const GUEST_CID_MIN: u32 = 3;
 /// Longest path of the vsock socket: that of a Unix socket (108 with its NUL) less `_` and ten digits.
 const SOCKET_PATH_MAX_BYTES: usize = 96;
+/// Most interfaces: those that the agent gives taps for.
+const INTERFACES_MAX: usize = node_shim_protocol::agent::MAX_INTERFACES;
 /// Longest grace period: a week.
 const GRACE_MAX_SECONDS: u64 = 7 * 24 * 3600;
 /// Longest name (a DNS label, RFC 1123), so that it can be a file name.
@@ -161,6 +164,10 @@ pub(crate) struct Interface {
     pub(crate) name: String,
     /// Unicast, locally administered.
     pub(crate) mac: MacAddress,
+    /// How much the guest may receive.
+    pub(crate) receive_limits: Limits,
+    /// How much the guest may send.
+    pub(crate) transmit_limits: Limits,
     /// How it is connected.
     pub(crate) binding: Binding,
 }
@@ -498,7 +505,13 @@ fn check_interfaces(interfaces: Vec<protocol::Interface>) -> Result<Vec<Interfac
     let mut macs = BTreeSet::new();
     let mut checked = Vec::with_capacity(interfaces.len());
     for (index, interface) in interfaces.into_iter().enumerate() {
-        let protocol::Interface { name, mac, binding } = interface;
+        let protocol::Interface {
+            name,
+            mac,
+            receive_limit,
+            transmit_limit,
+            binding,
+        } = interface;
         check_name(&format!("interfaces[{index}].name"), &name, &mut names)?;
         let field = format!("interfaces[{index}].mac");
         let Some(mac) = unicast(&mac).filter(|mac| is_local(*mac)) else {
@@ -513,7 +526,14 @@ fn check_interfaces(interfaces: Vec<protocol::Interface>) -> Result<Vec<Interfac
         if let Binding::Tap { device, network } = &binding {
             check_tap(&format!("interfaces[{index}].binding.tap"), device, network)?;
         }
-        checked.push(Interface { name, mac, binding });
+        let limits = |name: &str, limit| check_rate_limit(&format!("interfaces[{index}].{name}"), limit);
+        checked.push(Interface {
+            name,
+            mac,
+            receive_limits: limits("receiveLimit", receive_limit)?,
+            transmit_limits: limits("transmitLimit", transmit_limit)?,
+            binding,
+        });
     }
     Ok(checked)
 }
@@ -554,6 +574,44 @@ pub(crate) fn check_network(field: &str, network: &GuestNetwork) -> Result<(), C
     }
     if !(576..=65535).contains(&network.mtu) {
         return refuse(format!("{field}.mtu"), "write 576 to 65535");
+    }
+    network
+        .ipv6
+        .as_ref()
+        .map_or(Ok(()), |ipv6| check_network6(field, ipv6, network.mtu))
+}
+
+fn check_network6(field: &str, network: &GuestNetwork6, mtu: u16) -> Result<(), ConfigError> {
+    let field = format!("{field}.ipv6");
+    if !(1..=126).contains(&network.prefix_length) {
+        return refuse(format!("{field}.prefixLength"), "write 1 to 126");
+    }
+    let usable = |address: Ipv6Addr| {
+        !address.is_unspecified()
+            && !address.is_loopback()
+            && !address.is_multicast()
+            && !address.is_unicast_link_local()
+            && address.to_ipv4_mapped().is_none()
+    };
+    if !usable(network.address) {
+        return refuse(
+            format!("{field}.address"),
+            "write a unicast address such as fd10:0:2::2",
+        );
+    }
+    let host_bits = 128 - u32::from(network.prefix_length);
+    let same_network = (network.address.to_bits() ^ network.gateway.to_bits()) >> host_bits == 0;
+    if !usable(network.gateway) || !same_network || network.address == network.gateway {
+        return refuse(
+            format!("{field}.gateway"),
+            "write another address of the guest's own subnet",
+        );
+    }
+    if mtu < 1280 {
+        return refuse(
+            field,
+            format!("IPv6 needs an mtu of 1280 and it is {mtu}; leave it out"),
+        );
     }
     Ok(())
 }

@@ -345,6 +345,7 @@ fn host_resources(config: &CheckedConfig, agent: Option<&Path>, signals: &Signal
         .map(|interface| InterfaceRequest {
             name: interface.name.clone(),
             mac: interface.mac.to_string(),
+            queues: network::pairs(config),
         })
         .collect();
     let Some(socket) = agent else {

@@ -2,15 +2,18 @@
 
 use std::ffi::CString;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_bindings::{rt_addr, rt_link, rt_neigh, rt_route};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 
-use super::plan::{PREFIX_LENGTH, Tap, Uplink};
+use super::plan::{PREFIX_LENGTH, PREFIX_LENGTH_6, Tap, Uplink};
 
 const AF_INET: u8 = 2;
-const _: () = assert!(AF_INET as i32 == libc::AF_INET);
+const AF_INET6: u8 = 10;
+const _: () = assert!(AF_INET as i32 == libc::AF_INET && AF_INET6 as i32 == libc::AF_INET6);
+/// `IFA_F_NODAD` (`linux/if_addr.h`): nobody else is there to have the address.
+const ADDRESS_NO_DAD: u8 = 0x02;
 /// `NUD_PERMANENT` (linux/neighbour.h).
 const NEIGHBOUR_PERMANENT: u16 = 0x80;
 /// `IPV4_DEVCONF_FORWARDING` (linux/ip.h).
@@ -72,18 +75,25 @@ impl Links {
         let (name, mtu) = self
             .name_and_mtu(index)
             .map_err(LinkError::request("read", "the uplink"))?;
-        let addresses = self
-            .addresses(index)
+        let all = self
+            .addresses(index, AF_INET)
             .map_err(LinkError::request("read the addresses of", &name))?;
+        let addresses: Vec<Ipv4Addr> = all.into_iter().filter_map(ipv4).collect();
         if addresses.is_empty() {
             return Err(LinkError::NoAddress(name));
         }
+        // A kernel without IPv6 says that there are none.
+        let all = self
+            .addresses(index, AF_INET6)
+            .map_err(LinkError::request("read the IPv6 addresses of", &name))?;
+        let addresses6: Vec<Ipv6Addr> = all.into_iter().filter_map(ipv6).collect();
         let mtu = u16::try_from(mtu.max(MIN_MTU)).unwrap_or(u16::MAX);
         Ok(Uplink {
             index,
             name,
             mtu,
             addresses,
+            addresses6,
         })
     }
 
@@ -126,9 +136,9 @@ impl Links {
         Ok((name.to_owned(), link.get_mtu()?))
     }
 
-    fn addresses(&mut self, index: u32) -> Result<Vec<Ipv4Addr>, ReplyError> {
+    fn addresses(&mut self, index: u32, family: u8) -> Result<Vec<IpAddr>, ReplyError> {
         let header = rt_addr::Ifaddrmsg {
-            ifa_family: AF_INET,
+            ifa_family: family,
             ..Default::default()
         };
         let request = rt_addr::Request::new().op_getaddr_dump(&header);
@@ -136,7 +146,9 @@ impl Links {
         let mut addresses = Vec::new();
         while let Some((header, address)) = reply.recv().transpose()? {
             let ours = header.ifa_index == index && header.ifa_scope == libc::RT_SCOPE_UNIVERSE;
-            if let (true, Ok(IpAddr::V4(address))) = (ours && addresses.len() < MAX_ADDRESSES, address.get_local()) {
+            // IPv6 has the attribute only for the near end of a tunnel.
+            let address = address.get_local().or_else(|_| address.get_address());
+            if let (true, Ok(address)) = (ours && addresses.len() < MAX_ADDRESSES, address) {
                 addresses.push(address);
             }
         }
@@ -171,10 +183,16 @@ impl Links {
             .map_err(LinkError::request("find", &tap.device))?;
         self.set_link(index, tap, mtu)
             .map_err(LinkError::request("set up", &tap.device))?;
-        self.add_address(index, tap)
+        self.add_address(index, tap.gateway.into())
             .map_err(LinkError::request("add an address to", &tap.device))?;
-        self.add_neighbour(index, tap)
+        self.add_neighbour(index, tap.guest.into(), tap)
             .map_err(LinkError::request("make the guest a neighbour on", &tap.device))?;
+        if let Some(ipv6) = &tap.ipv6 {
+            self.add_address(index, ipv6.gateway.into())
+                .map_err(LinkError::request("add an IPv6 address to", &tap.device))?;
+            self.add_neighbour(index, ipv6.guest.into(), tap)
+                .map_err(LinkError::request("make the guest an IPv6 neighbour on", &tap.device))?;
+        }
         self.forward_ipv4(index, &tap.device)?;
         // Lets an answer to a connection that came from 127.0.0.1 back in: `kubectl port-forward` connects there.
         let changed = self.set_ipv4_configuration(index, DEVCONF_ROUTE_LOCALNET);
@@ -197,24 +215,26 @@ impl Links {
         self.0.request(&request)?.recv_ack()
     }
 
-    fn add_address(&mut self, index: u32, tap: &Tap) -> Result<(), ReplyError> {
+    fn add_address(&mut self, index: u32, address: IpAddr) -> Result<(), ReplyError> {
+        let (ifa_family, ifa_prefixlen, ifa_flags) = match address {
+            IpAddr::V4(_) => (AF_INET, PREFIX_LENGTH, 0),
+            IpAddr::V6(_) => (AF_INET6, PREFIX_LENGTH_6, ADDRESS_NO_DAD),
+        };
         let header = rt_addr::Ifaddrmsg {
-            ifa_family: AF_INET,
-            ifa_prefixlen: PREFIX_LENGTH,
+            ifa_family,
+            ifa_prefixlen,
+            ifa_flags,
             ifa_index: index,
             ..Default::default()
         };
         let mut request = rt_addr::Request::new().set_create().op_newaddr_do(&header);
-        request
-            .encode()
-            .push_local(tap.gateway.into())
-            .push_address(tap.gateway.into());
+        request.encode().push_local(address).push_address(address);
         self.0.request(&request)?.recv_ack()
     }
 
-    fn add_neighbour(&mut self, index: u32, tap: &Tap) -> Result<(), ReplyError> {
+    fn add_neighbour(&mut self, index: u32, guest: IpAddr, tap: &Tap) -> Result<(), ReplyError> {
         let header = rt_neigh::Ndmsg {
-            ndm_family: AF_INET,
+            ndm_family: if guest.is_ipv4() { AF_INET } else { AF_INET6 },
             ndm_ifindex: index.cast_signed(),
             ndm_state: NEIGHBOUR_PERMANENT,
             ..Default::default()
@@ -223,10 +243,7 @@ impl Links {
             .set_create()
             .set_replace()
             .op_newneigh_do(&header);
-        request
-            .encode()
-            .push_dst(tap.guest.into())
-            .push_lladdr(&tap.guest_mac.bytes());
+        request.encode().push_dst(guest).push_lladdr(&tap.guest_mac.bytes());
         self.0.request(&request)?.recv_ack()
     }
 
@@ -258,6 +275,20 @@ fn ipv4_configuration(key: u16, value: u32) -> [u8; 8] {
     let [l0, l1] = 8u16.to_ne_bytes();
     let [v0, v1, v2, v3] = value.to_ne_bytes();
     [l0, l1, k0, k1, v0, v1, v2, v3]
+}
+
+fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn ipv6(address: IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(address),
+    }
 }
 
 fn c_name(device: &str) -> Result<CString, ReplyError> {

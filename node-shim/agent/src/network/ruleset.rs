@@ -1,8 +1,8 @@
 //! The nftables table of a pod with a guest. Pure.
 //!
-//! The table is of the family `inet`: rules for IPv6 join the same chains.
+//! The table is of the family `inet`: rules for IPv6 are in the same chains.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::plan::{Plan, Tap};
 
@@ -117,6 +117,7 @@ const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SOURCE_NAT: i32 = 100;
 
 const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -131,6 +132,20 @@ impl Prefix {
         Self {
             address: address.into(),
             bytes: 4,
+        }
+    }
+
+    fn host6(address: Ipv6Addr) -> Self {
+        Self {
+            address: address.into(),
+            bytes: 16,
+        }
+    }
+
+    fn network_64(address: Ipv6Addr) -> Self {
+        Self {
+            address: address.into(),
+            bytes: 8,
         }
     }
 
@@ -205,8 +220,13 @@ pub(super) fn table(plan: &Plan) -> Table {
 fn anti_spoofing(plan: &Plan) -> Vec<Rule> {
     let rules = |tap: &Tap| {
         let from_tap = || Match::In(tap.device.clone());
+        let ipv6 = match &tap.ipv6 {
+            // Neighbour discovery is the shim's, so no link-local address has to pass.
+            Some(ipv6) => Match::NotFrom(Prefix::host6(ipv6.guest)),
+            None => Match::Ipv6,
+        };
         [
-            Rule::new([from_tap(), Match::Ipv6], Action::Drop),
+            Rule::new([from_tap(), ipv6], Action::Drop),
             Rule::new([from_tap(), Match::NotFrom(Prefix::host(tap.guest))], Action::Drop),
             Rule::new([from_tap(), Match::To(LOOPBACK_NETWORK)], Action::Drop),
         ]
@@ -223,7 +243,16 @@ fn inbound(plan: &Plan) -> Vec<Rule> {
         let matches = [Match::In(plan.uplink.name.clone()), Match::To(Prefix::host(*address))];
         Rule::new(matches, Action::DestinationNat(tap.guest.into()))
     };
-    plan.uplink.addresses.iter().map(rule).collect()
+    let ipv6 = tap.ipv6.iter().flat_map(|ipv6| {
+        plan.uplink.addresses6.iter().map(move |address| {
+            let to_pod = Match::To(Prefix::host6(*address));
+            Rule::new(
+                [Match::In(plan.uplink.name.clone()), to_pod],
+                Action::DestinationNat(ipv6.guest.into()),
+            )
+        })
+    });
+    plan.uplink.addresses.iter().map(rule).chain(ipv6).collect()
 }
 
 /// What the runtime sends to 127.0.0.1 in the pod's namespace, as for `kubectl port-forward`, is for the guest too.
@@ -242,11 +271,16 @@ fn local(plan: &Plan) -> Vec<Rule> {
 fn input(plan: &Plan) -> Vec<Rule> {
     let rules = |tap: &Tap| {
         let from_tap = || Match::In(tap.device.clone());
+        let accept_ping6 = tap
+            .ipv6
+            .map(|_| Rule::new([from_tap(), Match::Protocol(ICMPV6)], Action::Accept));
         [
             Rule::new([from_tap(), Match::Established], Action::Accept),
             Rule::new([from_tap(), Match::Protocol(ICMP)], Action::Accept),
-            Rule::new([from_tap()], Action::Drop),
         ]
+        .into_iter()
+        .chain(accept_ping6)
+        .chain([Rule::new([from_tap()], Action::Drop)])
     };
     plan.taps.iter().flat_map(rules).collect()
 }
@@ -256,10 +290,17 @@ fn outbound(plan: &Plan) -> Vec<Rule> {
     let rules = |tap: &Tap| {
         let from_guest = Match::From(Prefix::network_24(tap.network));
         let local = [Match::Out(tap.device.clone()), Match::From(LOOPBACK_NETWORK)];
+        let to_uplink = || Match::Out(plan.uplink.name.clone());
+        let ipv6 = tap.ipv6.map(|ipv6| {
+            let from_guest = Match::From(Prefix::network_64(ipv6.network));
+            Rule::new([to_uplink(), from_guest], Action::Masquerade)
+        });
         [
-            Rule::new([Match::Out(plan.uplink.name.clone()), from_guest], Action::Masquerade),
+            Rule::new([to_uplink(), from_guest], Action::Masquerade),
             Rule::new(local, Action::SourceNat(tap.gateway.into())),
         ]
+        .into_iter()
+        .chain(ipv6)
     };
     plan.taps.iter().flat_map(rules).collect()
 }

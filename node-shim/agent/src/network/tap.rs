@@ -28,12 +28,26 @@ pub(crate) enum TapError {
     },
 }
 
-/// Makes the tap `device` in the calling thread's network namespace: frames without packet information, with a virtio-net header.
-pub(crate) fn open(device: &str) -> Result<OwnedFd, TapError> {
+/// Makes the tap `device` in the calling thread's network namespace, and opens each of its queues: frames without packet information, with
+/// a virtio-net header.
+pub(crate) fn open(device: &str, queues: u16) -> Result<Vec<OwnedFd>, TapError> {
+    (0..queues)
+        .map(|queue| open_queue(device, queues > 1, queue == 0))
+        .collect()
+}
+
+fn open_queue(device: &str, multi: bool, first: bool) -> Result<OwnedFd, TapError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let tap = rustix::fs::open(TUN_DEVICE, flags, Mode::empty()).map_err(|error| TapError::Open(error.into()))?;
     let mut request = interface_request(device)?;
-    let tap_flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+    let mut tap_flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if multi {
+        tap_flags |= libc::IFF_MULTI_QUEUE;
+    }
+    if first {
+        // It is new; the other queues are of the same.
+        tap_flags |= libc::IFF_TUN_EXCL;
+    }
     // The field is a short that holds unsigned flags: IFF_TUN_EXCL is its top bit.
     request.ifr_ifru.ifru_flags = u16::try_from(tap_flags).unwrap_or_default().cast_signed();
     // SAFETY: the descriptor is open, and the kernel reads and writes one ifreq, which outlives the call.

@@ -5,6 +5,7 @@
 //! node0 10.244.1.1/24 ─veth─ eth0 10.244.1.7/24 ── tap0 10.0.2.1/24 ══ Guest (10.0.2.2)
 //! ```
 
+mod dual_stack;
 mod frame;
 mod lab;
 

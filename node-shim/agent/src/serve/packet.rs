@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use node_shim_protocol::agent::{MAX_DESCRIPTORS, MAX_PACKET_BYTES, Request, Response};
+use node_shim_protocol::agent::{MAX_DESCRIPTORS, MAX_PACKET_BYTES, Request, Response, VERSION};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -132,9 +132,23 @@ fn send_now(socket: &OwnedFd, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     Ok(())
 }
 
-/// The request in a packet.
+/// The request in a packet. What only says a version that is not ours is a `Hello` of that version, so that it is refused for it.
 fn parse(packet: &[u8]) -> Result<Request, PacketError> {
-    serde_json::from_slice(packet).map_err(PacketError::Malformed)
+    serde_json::from_slice(packet).or_else(|error| match serde_json::from_slice(packet) {
+        Ok(AnyFirst::Hello { version } | AnyFirst::Resume { version }) if version != VERSION => Ok(Request::Hello {
+            version,
+            interfaces: Vec::new(),
+        }),
+        Ok(AnyFirst::Hello { .. } | AnyFirst::Resume { .. }) | Err(_) => Err(PacketError::Malformed(error)),
+    })
+}
+
+/// What the first packets of all versions have in common.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum AnyFirst {
+    Hello { version: u32 },
+    Resume { version: u32 },
 }
 
 #[cfg(test)]
@@ -143,7 +157,7 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsFd;
 
-    use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceRequest, VERSION};
+    use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceRequest};
     use proptest::prelude::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -210,8 +224,19 @@ mod tests {
         assert_eq!(read.read(&mut [0; 1]).unwrap(), 0);
     }
 
+    #[test]
+    fn a_shim_of_another_release_is_understood_as_far_as_its_version() {
+        let old = br#"{"hello":{"version":1,"interfaces":[{"name":"a","mac":"02:00:00:00:00:01"}]}}"#;
+        assert!(matches!(parse(old), Ok(Request::Hello { version: 1, .. })));
+        let new = br#"{"resume":{"version":9,"mood":"good"}}"#;
+        assert!(matches!(parse(new), Ok(Request::Hello { version: 9, .. })));
+        let ours = format!(r#"{{"hello":{{"version":{VERSION},"mood":"good"}}}}"#);
+        assert!(matches!(parse(ours.as_bytes()), Err(PacketError::Malformed(_))));
+    }
+
     fn any_request() -> impl Strategy<Value = Request> {
-        let interface = ("\\PC{0,20}", "\\PC{0,20}").prop_map(|(name, mac)| InterfaceRequest { name, mac });
+        let interface = ("\\PC{0,20}", "\\PC{0,20}", any::<u16>());
+        let interface = interface.prop_map(|(name, mac, queues)| InterfaceRequest { name, mac, queues });
         let state = prop_oneof![
             Just(GuestState::Booting),
             Just(GuestState::Running),

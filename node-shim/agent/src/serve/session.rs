@@ -233,7 +233,7 @@ impl Session {
         };
         tracing::info!(device = %self.device, %pod, interfaces = attached.len(), "granted /dev/kvm and network to a VM");
         let descriptors: Vec<_> = std::iter::once(kvm.as_fd())
-            .chain(attached.iter().map(|attached| attached.tap.as_fd()))
+            .chain(attached.iter().flat_map(|attached| &attached.queues).map(AsFd::as_fd))
             .collect();
         let grants = attached.iter().map(|attached| attached.grant.clone()).collect();
         self.send(&Response::Granted { interfaces: grants }, &descriptors).await

@@ -17,9 +17,14 @@ pub trait Link: AsFd + Send {
     /// # Errors
     /// When the host refuses.
     fn configure(&mut self, offloads: Offloads) -> io::Result<()>;
+    /// This queue is one of those among which the host shares out its frames, or no longer is.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn attach(&mut self, attached: bool) -> io::Result<()>;
 }
 
-/// A tap device's descriptor, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+/// One queue of a tap device, made with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` where there are several.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
@@ -59,6 +64,19 @@ impl Link for Tap {
             )
         })
     }
+
+    fn attach(&mut self, attached: bool) -> io::Result<()> {
+        // SAFETY: all zeros is a valid ifreq.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        let flag = if attached {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(flag).map_err(io::Error::other)?;
+        // SAFETY: TUNSETQUEUE reads one ifreq, which `request` is.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+    }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
@@ -82,10 +100,18 @@ mod tests {
     fn tap() -> io::Result<OwnedFd> {
         // SAFETY: only this test's own thread gets a network namespace of its own; no descriptor is affected.
         unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+        open_queue(0)
+    }
+
+    /// A queue of the tap `tap9` in the thread's namespace.
+    fn open_queue(more_flags: libc::c_int) -> io::Result<OwnedFd> {
         let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
         // SAFETY: all zeros is a valid ifreq.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        for (to, from) in request.ifr_name.iter_mut().zip(b"tap9") {
+            *to = from.cast_signed();
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more_flags;
         request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
         // SAFETY: TUNSETIFF reads and writes the ifreq that it is given.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
@@ -114,5 +140,28 @@ mod tests {
             matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EIO)),
             "{error}"
         );
+    }
+
+    #[test]
+    fn queues_of_a_real_tap_come_and_go() {
+        // SAFETY: only this test's own thread gets a network namespace of its own; no descriptor is affected.
+        let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.map_err(io::Error::from);
+        let first = match unshared.and_then(|()| open_queue(libc::IFF_MULTI_QUEUE)) {
+            Ok(first) => first,
+            Err(error) => {
+                eprintln!("skipped: making a tap needs CAP_NET_ADMIN and /dev/net/tun: {error}");
+                return;
+            }
+        };
+        let mut first = Tap::new(first).unwrap();
+        let mut second = Tap::new(open_queue(libc::IFF_MULTI_QUEUE).unwrap()).unwrap();
+        for attached in [false, true, false, true] {
+            second.attach(attached).unwrap();
+        }
+        assert!(second.attach(true).is_err(), "it is already");
+        // Offloads are the whole tap's, whether or not a queue is attached.
+        second.attach(false).unwrap();
+        first.configure(Offloads::all()).unwrap();
+        assert!(first.attach(true).is_err());
     }
 }

@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Instant;
 
 use super::HEADER_BYTES;
 use super::link::Link;
+use super::pair::Shared;
 use crate::buffers::{Buffers, Room};
 use crate::chain::{Chain, Segment};
 use crate::device::DeviceError;
+use crate::heads::HeadSet;
 use crate::ring::Ring;
 use crate::state::QueuePosition;
 
@@ -17,8 +20,6 @@ const MAX_FRAME_BYTES: usize = HEADER_BYTES + 14 + 4 + 65535;
 const MAX_WAITING: usize = 32;
 /// Offset of `num_buffers` in the header (virtio 1.2, 5.1.6).
 const NUM_BUFFERS_OFFSET: usize = 10;
-/// Most entries of a queue: one bit each says which heads are staged.
-const MAX_HEADS: usize = 256;
 
 /// Moves frames to the guest. Buffers are taken from the queue in advance ("staged"), so that one `readv(2)` has room for a frame of any
 /// size, and stay staged until a frame fills them.
@@ -36,12 +37,14 @@ pub(super) struct Receiver {
     /// Where the end of a frame goes for which there were not enough buffers.
     spill: Vec<u8>,
     mergeable: bool,
+    /// Bytes that a frame of the usual size may have.
+    frame_bytes: usize,
     /// Bytes that the next frame may have.
     wanted_bytes: usize,
     /// The link may have frames: it said so, and has not said that there are none.
     readable: bool,
-    /// Frames that were dropped because they fit into no buffers.
-    pub(super) dropped: u64,
+    /// The rate limit lets nothing pass before this.
+    held_until: Option<Instant>,
 }
 
 struct Staged {
@@ -59,11 +62,14 @@ enum Outcome {
     NoFrame,
     /// There are not enough buffers.
     NoBuffers,
+    /// The rate limit lets nothing pass.
+    Held,
 }
 
 impl Receiver {
     /// For an activated queue. `large` says that frames may be longer than `frame_bytes`.
     pub(super) fn new(ring: Ring, mergeable: bool, large: bool, frame_bytes: usize) -> Self {
+        let heads = HeadSet::new(ring.size());
         Self {
             ring,
             chain: Chain::default(),
@@ -71,14 +77,30 @@ impl Receiver {
             staged: VecDeque::new(),
             segments: VecDeque::new(),
             staged_bytes: 0,
-            heads: HeadSet::default(),
+            heads,
             waiting: VecDeque::new(),
             spill: vec![0; MAX_FRAME_BYTES],
             mergeable,
+            frame_bytes,
             wanted_bytes: if large { MAX_FRAME_BYTES } else { frame_bytes },
             readable: true,
-            dropped: 0,
+            held_until: None,
         }
+    }
+
+    /// Whether frames may be longer than usual from now on.
+    pub(super) fn set_large(&mut self, large: bool) {
+        self.wanted_bytes = if large { MAX_FRAME_BYTES } else { self.frame_bytes };
+    }
+
+    /// Whether there is nothing to do before the link has frames.
+    pub(super) fn wants_link(&self) -> bool {
+        !self.readable && self.held_until.is_none()
+    }
+
+    /// When the rate limit lets something pass again.
+    pub(super) fn held_until(&self) -> Option<Instant> {
+        self.held_until
     }
 
     /// Where the queue stands without the staged chains, which are the last that were taken: they would be taken again.
@@ -100,9 +122,9 @@ impl Receiver {
     }
 
     /// Queues a frame of the responder.
-    pub(super) fn push(&mut self, frame: &[u8]) {
+    pub(super) fn push(&mut self, frame: &[u8], shared: &Shared) {
         if self.waiting.len() >= MAX_WAITING {
-            self.dropped += 1;
+            shared.counters.drop_received();
             return;
         }
         let mut with_header = vec![0; HEADER_BYTES];
@@ -114,23 +136,24 @@ impl Receiver {
     ///
     /// # Errors
     /// When the driver broke the queue or the link failed.
-    pub(super) fn pump(&mut self, link: &dyn Link, device: &str) -> Result<(), DeviceError> {
-        let outcome = self.pump_batch(link, device);
+    pub(super) fn pump(&mut self, shared: &Shared, link: &dyn Link, now: Instant) -> Result<(), DeviceError> {
+        let outcome = self.pump_batch(shared, link, now);
         self.ring.announce()?;
         outcome
     }
 
-    fn pump_batch(&mut self, link: &dyn Link, device: &str) -> Result<(), DeviceError> {
+    fn pump_batch(&mut self, shared: &Shared, link: &dyn Link, now: Instant) -> Result<(), DeviceError> {
+        self.held_until = None;
         self.ring.disable_kicks()?;
         for _ in 0..self.ring.size() {
             let outcome = if self.waiting.is_empty() {
-                self.read_frame(link, device)?
+                self.read_frame(shared, link, now)?
             } else {
-                self.deliver_waiting(device)?
+                self.deliver_waiting(shared)?
             };
             match outcome {
                 Outcome::Moved => {}
-                Outcome::NoFrame => return Ok(()),
+                Outcome::NoFrame | Outcome::Held => return Ok(()),
                 // A kick comes with the next buffer, unless that has come in between.
                 Outcome::NoBuffers => {
                     if !self.ring.enable_kicks()? {
@@ -177,11 +200,11 @@ impl Receiver {
         self.mergeable && self.staged.len() < usize::from(self.ring.size()) || self.staged.is_empty()
     }
 
-    fn deliver_waiting(&mut self, device: &str) -> Result<Outcome, DeviceError> {
+    fn deliver_waiting(&mut self, shared: &Shared) -> Result<Outcome, DeviceError> {
         let Some(length) = self.waiting.front().map(Vec::len) else {
             return Ok(Outcome::NoFrame);
         };
-        self.stage(length, device)?;
+        self.stage(length, &shared.name)?;
         if self.staged_bytes < length && self.can_stage_more() {
             return Ok(Outcome::NoBuffers);
         }
@@ -189,26 +212,30 @@ impl Receiver {
             return Ok(Outcome::NoFrame);
         };
         if self.staged_bytes < length {
-            self.dropped += 1;
+            shared.counters.drop_received();
             return Ok(Outcome::Moved);
         }
         let memory = self.ring.memory().clone();
-        let mut buffers = self.gather(&memory, device)?;
+        let mut buffers = self.gather(&memory, &shared.name)?;
         buffers.fill_from(&frame);
         self.room = buffers.into_room();
-        self.complete(length, device)
+        self.complete(length, &shared.name)
     }
 
-    fn read_frame(&mut self, link: &dyn Link, device: &str) -> Result<Outcome, DeviceError> {
+    fn read_frame(&mut self, shared: &Shared, link: &dyn Link, now: Instant) -> Result<Outcome, DeviceError> {
         if !self.readable {
             return Ok(Outcome::NoFrame);
         }
-        self.stage(self.wanted_bytes, device)?;
+        if let Err(until) = shared.receive_valve.ready(now) {
+            self.held_until = Some(until);
+            return Ok(Outcome::Held);
+        }
+        self.stage(self.wanted_bytes, &shared.name)?;
         if self.staged.is_empty() {
             return Ok(Outcome::NoBuffers);
         }
         let memory = self.ring.memory().clone();
-        let mut buffers = self.gather(&memory, device)?;
+        let mut buffers = self.gather(&memory, &shared.name)?;
         let (room, read) = buffers.read_once_spilling(link.as_fd(), &mut self.spill);
         self.room = buffers.into_room();
         let length = match read {
@@ -220,32 +247,33 @@ impl Receiver {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Outcome::Moved),
             Err(source) => {
                 return Err(DeviceError::Host {
-                    device: device.to_owned(),
+                    device: shared.name.clone(),
                     what: "read from its tap",
                     source,
                 });
             }
         };
+        shared.receive_valve.charge(length.saturating_sub(HEADER_BYTES));
         if length < HEADER_BYTES || length > room + self.spill.len() {
-            self.dropped += 1;
+            shared.counters.drop_received();
             return Ok(Outcome::Moved);
         }
         if length > room {
             // Buffers may be in more pieces than one call takes: what is staged beyond those counts as room that is not there.
-            self.keep_spilled(room, length - room, device)?;
+            self.keep_spilled(room, length - room, shared)?;
             return Ok(Outcome::Moved);
         }
-        self.complete(length, device)
+        self.complete(length, &shared.name)
     }
 
     /// A frame did not fit into the buffers: it becomes a waiting one.
-    fn keep_spilled(&mut self, room: usize, spilled: usize, device: &str) -> Result<(), DeviceError> {
+    fn keep_spilled(&mut self, room: usize, spilled: usize, shared: &Shared) -> Result<(), DeviceError> {
         if !self.can_stage_more() {
-            self.dropped += 1;
+            shared.counters.drop_received();
             return Ok(());
         }
         let memory = self.ring.memory().clone();
-        let mut buffers = self.gather(&memory, device)?;
+        let mut buffers = self.gather(&memory, &shared.name)?;
         let mut frame = vec![0; room + spilled];
         buffers.copy_into(&mut frame[..room]);
         frame[room..].copy_from_slice(&self.spill[..spilled]);
@@ -296,30 +324,5 @@ impl Receiver {
             what: "find its receive buffers",
             source,
         })
-    }
-}
-
-/// Which heads are staged. A driver that offers one twice could make two frames share memory (CVE-2026-45782 is what came of it elsewhere).
-#[derive(Default)]
-struct HeadSet {
-    bits: [u64; MAX_HEADS / 64],
-}
-
-impl HeadSet {
-    fn insert(&mut self, head: u16) -> bool {
-        let (word, bit) = (usize::from(head / 64), 1 << (head % 64));
-        match self.bits.get_mut(word) {
-            Some(bits) if *bits & bit == 0 => {
-                *bits |= bit;
-                true
-            }
-            Some(_) | None => false,
-        }
-    }
-
-    fn remove(&mut self, head: u16) {
-        if let Some(bits) = self.bits.get_mut(usize::from(head / 64)) {
-            *bits &= !(1 << (head % 64));
-        }
     }
 }

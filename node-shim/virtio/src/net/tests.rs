@@ -13,6 +13,8 @@ use crate::testing::{Descriptor as D, DriverQueue, InterruptLog, activate, guest
 
 const GUEST: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 const GATEWAY: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
 const RX: u64 = 0x2_0000;
 const TX: u64 = 0x8_0000;
 const CHECKSUM_AND_TSO: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_CSUM | 1 << virtio_net::VIRTIO_NET_F_GUEST_TSO4;
@@ -21,6 +23,7 @@ const CHECKSUM_AND_TSO: u64 = 1 << virtio_net::VIRTIO_NET_F_GUEST_CSUM | 1 << vi
 struct Socket {
     end: OwnedFd,
     offloads: Arc<Mutex<Option<Offloads>>>,
+    attached: Arc<Mutex<Vec<bool>>>,
 }
 
 impl AsFd for Socket {
@@ -32,6 +35,11 @@ impl AsFd for Socket {
 impl Link for Socket {
     fn configure(&mut self, offloads: Offloads) -> io::Result<()> {
         *self.offloads.lock().unwrap() = Some(offloads);
+        Ok(())
+    }
+
+    fn attach(&mut self, attached: bool) -> io::Result<()> {
+        self.attached.lock().unwrap().push(attached);
         Ok(())
     }
 }
@@ -54,24 +62,44 @@ fn identity() -> GuestIdentity {
         gateway: Ipv4Addr::new(10, 0, 2, 1),
         gateway_mac: GATEWAY,
         mtu: 1500,
+        ipv6: Some(responder::GuestIpv6 {
+            address: "fd10:0:2::2".parse().unwrap(),
+            prefix_length: 64,
+            gateway: "fd10:0:2::1".parse().unwrap(),
+        }),
         name_servers: Vec::new(),
         search: Vec::new(),
         host_name: String::new(),
     }
 }
 
+fn options(limits: Limits) -> Options {
+    Options {
+        name: "net0".into(),
+        guest: identity(),
+        receive_limits: limits,
+        transmit_limits: limits,
+        log: |_| {},
+    }
+}
+
 impl Driver {
     fn new(features: u64) -> Self {
+        Self::limited(features, Limits::default())
+    }
+
+    fn limited(features: u64, limits: Limits) -> Self {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (end, network) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None).unwrap();
         let offloads = Arc::default();
         let link = Socket {
             end,
             offloads: Arc::clone(&offloads),
+            attached: Arc::default(),
         };
         let memory = guest_memory();
         let (receive, transmit) = (DriverQueue::new(0x1000, 64), DriverQueue::new(0x4000, 64));
-        let mut device = Net::new("net0", Box::new(link), identity());
+        let mut device = Net::on_caller(options(limits), vec![Box::new(link)]).unwrap();
         let features = features | FEATURE_VERSION_1;
         let (interrupts, _) = activate(&mut device, &memory, features, &[receive, transmit]).unwrap();
         Self {
@@ -124,13 +152,21 @@ impl Driver {
     }
 }
 
+/// A datagram of the guest's address, from a MAC address.
 fn frame(source: MacAddress, bytes: usize) -> Vec<u8> {
-    let payload: Vec<u8> = (0..bytes - 14).map(|at| at.to_le_bytes()[0]).collect();
+    let payload: Vec<u8> = (0..bytes - 42).map(|at| at.to_le_bytes()[0]).collect();
+    let packet = Udp {
+        source: Ipv4Addr::new(10, 0, 2, 2),
+        destination: Ipv4Addr::new(192, 0, 2, 1),
+        source_port: 1000,
+        destination_port: 2000,
+        payload: &payload,
+    };
     Ethernet {
         destination: GATEWAY,
         source,
-        kind: 0x86dd,
-        payload: &payload,
+        kind: 0x0800,
+        payload: &packet.write().unwrap(),
     }
     .write()
 }
@@ -372,7 +408,7 @@ fn spoofed_and_broken_frames_are_counted_and_go_nowhere() {
         malformed: 4,
         spoofed_mac: 1,
         spoofed_arp: 1,
-        refused: 0,
+        ..TransmitDrops::default()
     };
     assert_eq!(driver.device.transmit_drops(), expected);
     driver.device.reset();
@@ -418,14 +454,12 @@ fn a_queue_that_is_missing_is_an_error() {
     let memory = guest_memory();
     let (end, _network) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
-    let mut device = Net::new(
-        "net0",
-        Box::new(Socket {
-            end,
-            offloads: Arc::default(),
-        }),
-        identity(),
-    );
+    let link = Socket {
+        end,
+        offloads: Arc::default(),
+        attached: Arc::default(),
+    };
+    let mut device = Net::on_caller(options(Limits::default()), vec![Box::new(link)]).unwrap();
     assert!(activate(&mut device, &memory, FEATURE_VERSION_1, &[DriverQueue::new(0x1000, 64)]).is_err());
 }
 
@@ -436,3 +470,5 @@ fn configuration_is_what_the_specification_says() {
     driver.device.read_config(0, &mut config);
     assert_eq!(config, [2, 0, 0, 0, 0, 2, 1, 0, 1, 0, 0xdc, 5, 0, 0, 0, 0]);
 }
+
+mod queues;

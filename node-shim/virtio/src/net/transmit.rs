@@ -1,54 +1,64 @@
-//! The transmit queue: frames of the guest to the host or to the responder, without copying those for the host.
+//! The transmit queue: frames of the guest to the host or to the responder.
+//!
+//! The beginning of each frame is copied, judged as a copy, and sent as that copy, so that a guest which changes it meanwhile changes
+//! nothing. What comes after it goes to the host from guest memory.
 
 use std::io;
+use std::time::Instant;
 
 use super::HEADER_BYTES;
+use super::guard::{DropReason, HEAD_BYTES, Verdict};
 use super::link::Link;
-use super::responder::{DropReason, HEAD_BYTES, MAX_INSPECTED_BYTES, Responder, Verdict};
+use super::offload::check_header;
+use super::pair::Shared;
+use super::responder::{MAX_INSPECTED_BYTES, Protocol};
 use crate::buffers::{Buffers, Room};
 use crate::chain::Chain;
 use crate::device::{DeviceError, Memory};
 use crate::ring::{Ring, Step};
 use crate::state::QueuePosition;
 
-/// Frames of the guest that went nowhere.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TransmitDrops {
-    /// Shorter than their own headers, or longer than a frame can be.
-    pub malformed: u64,
-    /// From a MAC address that is not the guest's.
-    pub spoofed_mac: u64,
-    /// ARP for an address that is not the guest's.
-    pub spoofed_arp: u64,
-    /// Refused by the host, mostly for an impossible header.
-    pub refused: u64,
-}
+/// Longest frame: Ethernet, and the headers and the longest payload of IPv6.
+const MAX_FRAME_BYTES: usize = 14 + 40 + 65535;
 
 /// Moves frames from the guest.
 pub(super) struct Transmitter {
     ring: Ring,
     chain: Chain,
-    sender: Sender,
+    room: Room,
+    features: u64,
     /// The link took no more, and has not said that it does again.
     blocked: bool,
+    /// The rate limit lets nothing pass before this.
+    held_until: Option<Instant>,
 }
 
-struct Sender {
-    room: Room,
-    drops: TransmitDrops,
+/// Why a frame stays in the queue.
+enum Stall {
+    Link,
+    Limit(Instant),
+}
+
+/// One frame's way.
+struct Sender<'s, R> {
+    shared: &'s Shared,
+    link: &'s dyn Link,
+    features: u64,
+    now: Instant,
+    stall: Option<Stall>,
+    reply: R,
 }
 
 impl Transmitter {
-    /// For an activated queue; `drops` are those so far.
-    pub(super) fn new(ring: Ring, drops: TransmitDrops) -> Self {
+    /// For an activated queue and what its driver agreed on.
+    pub(super) fn new(ring: Ring, features: u64) -> Self {
         Self {
             ring,
             chain: Chain::default(),
-            sender: Sender {
-                room: Room::default(),
-                drops,
-            },
+            room: Room::default(),
+            features,
             blocked: false,
+            held_until: None,
         }
     }
 
@@ -57,14 +67,19 @@ impl Transmitter {
         std::mem::take(&mut self.blocked)
     }
 
+    /// Whether it waits for the link.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// When the rate limit lets something pass again.
+    pub(super) fn held_until(&self) -> Option<Instant> {
+        self.held_until
+    }
+
     /// Where the queue stands.
     pub(super) fn position(&self) -> QueuePosition {
         self.ring.position()
-    }
-
-    /// What was dropped so far.
-    pub(super) fn drops(&self) -> TransmitDrops {
-        self.sender.drops
     }
 
     /// Sends what is there. `reply` gets the responder's frames.
@@ -73,95 +88,128 @@ impl Transmitter {
     /// When the driver broke the queue or the link failed.
     pub(super) fn pump(
         &mut self,
+        shared: &Shared,
         link: &dyn Link,
-        responder: &Responder,
-        device: &str,
-        mut reply: impl FnMut(&[u8]),
+        now: Instant,
+        reply: impl FnMut(&[u8]),
     ) -> Result<(), DeviceError> {
-        if self.blocked {
+        if self.blocked || self.held_until.is_some_and(|until| now < until) {
             return Ok(());
         }
-        let sender = &mut self.sender;
-        let all = self.ring.drain(&mut self.chain, |memory, chain| {
-            sender
-                .send(memory, chain, link, responder, &mut reply)
-                .map_err(|source| DeviceError::Host {
-                    device: device.to_owned(),
-                    what: "write to its tap",
-                    source,
-                })
+        self.held_until = None;
+        let mut sender = Sender {
+            shared,
+            link,
+            features: self.features,
+            now,
+            stall: None,
+            reply,
+        };
+        let room = &mut self.room;
+        self.ring.drain(&mut self.chain, |memory, chain| {
+            sender.send(memory, chain, room).map_err(|source| DeviceError::Host {
+                device: shared.name.clone(),
+                what: "write to its tap",
+                source,
+            })
         })?;
-        self.blocked = !all;
+        match sender.stall {
+            Some(Stall::Link) => self.blocked = true,
+            Some(Stall::Limit(until)) => self.held_until = Some(until),
+            None => {}
+        }
         Ok(())
     }
 }
 
-impl Sender {
-    fn send(
-        &mut self,
-        memory: &Memory,
-        chain: &Chain,
-        link: &dyn Link,
-        responder: &Responder,
-        reply: &mut impl FnMut(&[u8]),
-    ) -> io::Result<Step> {
-        let mut buffers = Buffers::gather(std::mem::take(&mut self.room), memory, chain.readable())?;
+impl<R: FnMut(&[u8])> Sender<'_, R> {
+    fn send(&mut self, memory: &Memory, chain: &Chain, room: &mut Room) -> io::Result<Step> {
+        if let Err(until) = self.shared.transmit_valve.ready(self.now) {
+            self.stall = Some(Stall::Limit(until));
+            return Ok(Step::Stall);
+        }
+        let mut buffers = Buffers::gather(std::mem::take(room), memory, chain.readable())?;
+        let bytes = buffers.len();
         let mut head = [0; HEADER_BYTES + HEAD_BYTES];
-        let available = buffers.peek_into(&mut head);
-        let step = match responder.judge(head.get(HEADER_BYTES..available).unwrap_or_default()) {
-            Verdict::Forward => self.forward(&mut buffers, link)?,
-            Verdict::Drop(reason) => {
-                self.count(reason);
-                Step::Done(0)
-            }
-            Verdict::Inspect(protocol) => {
-                buffers.skip(HEADER_BYTES);
-                let mut frame = [0; MAX_INSPECTED_BYTES];
-                let length = buffers.copy_into(&mut frame);
-                if !buffers.is_empty() {
-                    self.count(DropReason::Malformed);
-                } else if let Some(answer) = responder.answer(protocol, &frame[..length]) {
-                    reply(&answer);
-                }
-                Step::Done(0)
-            }
-        };
-        self.room = buffers.into_room();
-        Ok(step)
+        let copied = buffers.copy_into(&mut head);
+        let step = self.send_copy(&mut head[..copied], &mut buffers);
+        *room = buffers.into_room();
+        if let Ok(Step::Done(_)) = step {
+            self.shared.transmit_valve.charge(bytes.saturating_sub(HEADER_BYTES));
+        }
+        step
     }
 
-    fn forward(&mut self, buffers: &mut Buffers<'_>, link: &dyn Link) -> io::Result<Step> {
-        loop {
-            match buffers.write_once(link.as_fd()) {
-                Ok(_) => return Ok(Step::Done(0)),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => return Ok(Step::Stall),
-                    Some(libc::EINTR) => {}
-                    // What the kernel says to a frame or header that it does not like, to memory pressure, and to a tap that is down.
-                    Some(
-                        libc::EINVAL
-                        | libc::EMSGSIZE
-                        | libc::ENOBUFS
-                        | libc::ENOMEM
-                        | libc::EIO
-                        | libc::ENETDOWN
-                        | libc::EFAULT,
-                    ) => {
-                        self.drops.refused += 1;
-                        return Ok(Step::Done(0));
-                    }
-                    _ => return Err(error),
-                },
-            }
+    /// Sends a frame whose beginning, with header, is in `head`.
+    fn send_copy(&mut self, head: &mut [u8], rest: &mut Buffers<'_>) -> io::Result<Step> {
+        let Some((header, frame)) = head.split_first_chunk_mut::<HEADER_BYTES>() else {
+            return Ok(self.drop_for(DropReason::Malformed));
+        };
+        let frame_bytes = frame.len() + rest.len();
+        if frame_bytes > MAX_FRAME_BYTES {
+            return Ok(self.drop_for(DropReason::Malformed));
+        }
+        match self.shared.responder.judge(frame) {
+            Verdict::Forward(layout) => match check_header(*header, layout, self.features, frame_bytes) {
+                Some(checked) => {
+                    *header = checked;
+                    self.forward(head, rest)
+                }
+                None => Ok(self.drop_for(DropReason::Malformed)),
+            },
+            Verdict::Drop(reason) => Ok(self.drop_for(reason)),
+            Verdict::Absorb => Ok(Step::Done(0)),
+            Verdict::Inspect(protocol) => Ok(self.inspect(protocol, frame, rest)),
         }
     }
 
-    fn count(&mut self, reason: DropReason) {
-        let counter = match reason {
-            DropReason::Malformed => &mut self.drops.malformed,
-            DropReason::SpoofedMac => &mut self.drops.spoofed_mac,
-            DropReason::SpoofedArp => &mut self.drops.spoofed_arp,
+    fn inspect(&mut self, protocol: Protocol, frame: &[u8], rest: &mut Buffers<'_>) -> Step {
+        let mut whole = [0; MAX_INSPECTED_BYTES];
+        let length = frame.len() + rest.len();
+        let Some(space) = whole.get_mut(..length) else {
+            return self.drop_for(DropReason::Malformed);
         };
-        *counter += 1;
+        let (first, last) = space.split_at_mut(frame.len());
+        first.copy_from_slice(frame);
+        rest.copy_into(last);
+        if let Some(answer) = self.shared.responder.answer(protocol, space) {
+            (self.reply)(&answer);
+        }
+        Step::Done(0)
+    }
+
+    fn forward(&mut self, head: &[u8], rest: &mut Buffers<'_>) -> io::Result<Step> {
+        match rest.write_once_after(head, self.link.as_fd()) {
+            Ok(_) => Ok(Step::Done(0)),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) => {
+                    self.stall = Some(Stall::Link);
+                    Ok(Step::Stall)
+                }
+                // What the kernel says to a frame or header that it does not like, to memory pressure, and to a tap that is down or has
+                // its queue taken away. A tap never blocks, so nothing interrupts it.
+                Some(
+                    libc::EINVAL
+                    | libc::EMSGSIZE
+                    | libc::ENOBUFS
+                    | libc::ENOMEM
+                    | libc::EIO
+                    | libc::EINTR
+                    | libc::ENETDOWN
+                    | libc::EFAULT
+                    | libc::EBADFD,
+                ) => {
+                    self.shared.counters.refuse_sent();
+                    Ok(Step::Done(0))
+                }
+                None if error.kind() == io::ErrorKind::InvalidInput => Ok(self.drop_for(DropReason::Malformed)),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn drop_for(&self, reason: DropReason) -> Step {
+        self.shared.counters.drop_sent(reason);
+        Step::Done(0)
     }
 }

@@ -10,18 +10,21 @@ fn interface(name: &str) -> InterfaceRequest {
     InterfaceRequest {
         name: name.to_owned(),
         mac: "02:00:00:00:00:01".to_owned(),
+        queues: 2,
     }
 }
 
 fn grant(name: &str) -> InterfaceGrant {
     InterfaceGrant {
         name: name.to_owned(),
+        queues: 2,
         network: GuestNetwork {
             address: Ipv4Addr::new(10, 0, 2, 2),
             prefix_length: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 1),
             gateway_mac: "02:00:00:00:00:02".to_owned(),
             mtu: 1500,
+            ipv6: None,
         },
     }
 }
@@ -48,18 +51,30 @@ fn match_up(asked: &[&str], response: &[&str], count: usize) -> Result<Grant, Ag
 #[test]
 fn a_grant_has_what_was_asked_for_in_that_order() {
     assert!(match_up(&[], &[], 1).is_ok());
-    assert_eq!(match_up(&["a", "b"], &["a", "b"], 3).unwrap().interfaces[1].0.name, "b");
+    let granted = match_up(&["a", "b"], &["a", "b"], 5).unwrap().interfaces;
+    assert_eq!((granted[1].0.name.as_str(), granted[1].1.len()), ("b", 2));
     for (response, count) in [
-        (vec!["b", "a"], 3),
-        (vec!["a"], 2),
-        (vec!["a", "b"], 2),
+        (vec!["b", "a"], 5),
+        (vec!["a"], 3),
         (vec!["a", "b"], 4),
+        (vec!["a", "b"], 6),
     ] {
         let result = match_up(&["a", "b"], &response, count);
         assert!(
             matches!(result, Err(AgentError::Unusable(_))),
             "{response:?} with {count}"
         );
+    }
+}
+
+#[test]
+fn more_queues_than_asked_for_or_none_are_refused() {
+    for (queues, good) in [(0, false), (1, true), (2, true), (3, false)] {
+        let response = vec![InterfaceGrant { queues, ..grant("a") }];
+        let connection = descriptors(1).remove(0);
+        let given = descriptors(1 + usize::from(queues));
+        let result = granted(Path::new("agent.sock"), connection, &[interface("a")], response, given);
+        assert_eq!(result.is_ok(), good, "{queues}");
     }
 }
 
@@ -105,7 +120,7 @@ fn the_agent_may_ask_for_patience_and_then_grant() {
         let response = serde_json::to_vec(&Response::Granted {
             interfaces: vec![grant("default")],
         });
-        answer(&socket, &response.unwrap(), &descriptors(2));
+        answer(&socket, &response.unwrap(), &descriptors(3));
     });
     let signals = Signals::block().unwrap();
     let granted = negotiate(&path, &[interface("default")], &signals).unwrap();

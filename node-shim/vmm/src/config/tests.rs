@@ -178,6 +178,47 @@ fn what_is_impossible_is_refused_and_the_field_named() {
 }
 
 #[test]
+fn an_impossible_interface_is_refused_and_the_field_named() {
+    assert_refused(&[
+        (
+            "/interfaces/0/binding/tap/network/ipv6",
+            json!({"address": "fd10:0:2::2", "prefixLength": 127, "gateway": "fd10:0:2::1"}),
+            "interfaces[0].binding.tap.network.ipv6.prefixLength",
+        ),
+        (
+            "/interfaces/0/binding/tap/network/ipv6",
+            json!({"address": "fe80::2", "prefixLength": 64, "gateway": "fe80::1"}),
+            "interfaces[0].binding.tap.network.ipv6.address",
+        ),
+        (
+            "/interfaces/0/binding/tap/network/ipv6",
+            json!({"address": "::ffff:10.0.2.2", "prefixLength": 64, "gateway": "fd10:0:2::1"}),
+            "interfaces[0].binding.tap.network.ipv6.address",
+        ),
+        (
+            "/interfaces/0/binding/tap/network/ipv6",
+            json!({"address": "fd10:0:2::2", "prefixLength": 64, "gateway": "fd10:0:3::1"}),
+            "interfaces[0].binding.tap.network.ipv6.gateway",
+        ),
+        (
+            "/interfaces/0/binding/tap/network/ipv6",
+            json!({"address": "fd10:0:2::2", "prefixLength": 64, "gateway": "fd10:0:2::2"}),
+            "interfaces[0].binding.tap.network.ipv6.gateway",
+        ),
+        (
+            "/interfaces/0/receiveLimit",
+            json!({"bytes": {"perSecond": 0}}),
+            "interfaces[0].receiveLimit.bytes.perSecond",
+        ),
+        (
+            "/interfaces/0/transmitLimit",
+            json!({"operations": {"perSecond": 1, "burst": 0}}),
+            "interfaces[0].transmitLimit.operations.burst",
+        ),
+    ]);
+}
+
+#[test]
 fn names_and_addresses_are_unique() {
     for list in ["disks", "interfaces"] {
         let mut config = minimal();

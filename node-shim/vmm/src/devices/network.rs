@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use node_shim_protocol::agent::InterfaceGrant;
 use node_shim_protocol::config::{Binding, GuestNetwork};
-use node_shim_virtio::net::{GuestIdentity, Net, Tap};
+use node_shim_virtio::net::{GuestIdentity, Link, Net, Options, PAIRS_MAX, Tap};
 
 use crate::config::{CheckedConfig, Interface};
+use crate::log;
 
 /// Longest resolv.conf that is read.
 const RESOLV_CONF_MAX_BYTES: u64 = 16 * 1024;
@@ -49,32 +50,39 @@ pub(crate) enum NetworkError {
     },
 }
 
+/// Queue pairs of each interface: one for each vCPU, up to what helps.
+pub(crate) fn pairs(config: &CheckedConfig) -> u16 {
+    u16::from(config.vcpus).clamp(1, PAIRS_MAX)
+}
+
+const _: () = assert!(PAIRS_MAX == node_shim_protocol::agent::MAX_QUEUES);
+
 /// Makes every interface, in the guest's order. `granted` are the agent's, in the order of the masquerade interfaces.
 pub(crate) fn open_all(
     config: &CheckedConfig,
-    granted: Vec<(InterfaceGrant, OwnedFd)>,
+    granted: Vec<(InterfaceGrant, Vec<OwnedFd>)>,
 ) -> Result<Vec<Net>, NetworkError> {
     let resolver = Resolver::of_this_machine();
     let mut granted = granted.into_iter();
     let mut nets = Vec::with_capacity(config.interfaces.len());
     for (index, interface) in config.interfaces.iter().enumerate() {
-        let (network, descriptor) = match &interface.binding {
+        let (network, queues) = match &interface.binding {
             Binding::Masquerade => {
-                let (grant, descriptor) = granted.next().ok_or_else(|| NetworkError::NotGranted {
+                let (grant, queues) = granted.next().ok_or_else(|| NetworkError::NotGranted {
                     interface: interface.name.clone(),
                 })?;
-                (grant.network, descriptor)
+                (grant.network, queues)
             }
             Binding::Tap { device, network } => {
-                let descriptor = attach(device).map_err(|source| NetworkError::Attach {
+                let queues = attach(device, pairs(config)).map_err(|source| NetworkError::Attach {
                     interface: interface.name.clone(),
                     device: device.clone(),
                     source,
                 })?;
-                (network.clone(), descriptor)
+                (network.clone(), queues)
             }
         };
-        nets.push(open(config, index, interface, &network, descriptor, &resolver)?);
+        nets.push(open(config, index, interface, &network, queues, &resolver)?);
     }
     Ok(nets)
 }
@@ -84,7 +92,7 @@ fn open(
     index: usize,
     interface: &Interface,
     network: &GuestNetwork,
-    descriptor: OwnedFd,
+    queues: Vec<OwnedFd>,
     resolver: &Resolver,
 ) -> Result<Net, NetworkError> {
     let tap_error = |source| NetworkError::Tap {
@@ -103,19 +111,45 @@ fn open(
         host_name.clone(),
     )
     .map_err(|error| tap_error(io::Error::other(error)))?;
-    let tap = Tap::new(descriptor).map_err(tap_error)?;
-    Ok(Net::new(format!("net{index}"), Box::new(tap), identity))
+    let links: io::Result<Vec<Box<dyn Link>>> = queues
+        .into_iter()
+        .map(|queue| Ok(Box::new(Tap::new(queue)?) as Box<dyn Link>))
+        .collect();
+    let options = Options {
+        name: format!("net{index}"),
+        guest: identity,
+        receive_limits: interface.receive_limits,
+        transmit_limits: interface.transmit_limits,
+        log: log::line,
+    };
+    links.and_then(|links| Net::start(options, links)).map_err(tap_error)
+}
+
+/// Attaches to as many queues of a tap as it may have: to one, if it was made for one.
+fn attach(device: &str, queues: u16) -> io::Result<Vec<OwnedFd>> {
+    if queues > 1 {
+        let all: io::Result<Vec<OwnedFd>> = (0..queues).map(|_| attach_queue(device, true)).collect();
+        match all {
+            // The kernel's answer to the wrong kind.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            result => return result,
+        }
+    }
+    Ok(vec![attach_queue(device, false)?])
 }
 
 /// Attaches to a tap by its name.
-fn attach(device: &str) -> io::Result<OwnedFd> {
+fn attach_queue(device: &str, multi: bool) -> io::Result<OwnedFd> {
     let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all zeros is a valid value of this plain C structure.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(device.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if multi {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
@@ -128,7 +162,7 @@ fn attach(device: &str) -> io::Result<OwnedFd> {
 /// The name servers and search domains that the guest is given: this machine's, which in a pod are the pod's.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Resolver {
-    name_servers: Vec<Ipv4Addr>,
+    name_servers: Vec<IpAddr>,
     search: Vec<String>,
 }
 
@@ -149,7 +183,7 @@ impl Resolver {
             let mut words = line.split_ascii_whitespace();
             match words.next() {
                 Some("nameserver") => {
-                    let server = words.next().and_then(|word| word.parse::<Ipv4Addr>().ok());
+                    let server = words.next().and_then(|word| word.parse::<IpAddr>().ok());
                     resolver
                         .name_servers
                         .extend(server.filter(|server| !server.is_loopback()));
@@ -176,9 +210,10 @@ mod tests {
     #[test]
     fn resolv_conf_is_read_as_resolvers_read_it() {
         let text = "# comment\ndomain old.test\nsearch a.svc.cluster.local svc.cluster.local. \nnameserver 10.96.0.10\n\
-                    nameserver ::1\nnameserver 127.0.0.53\noptions ndots:5\nnameserver\n";
+                    nameserver ::1\nnameserver fd00:96::a\nnameserver fe80::1%eth0\nnameserver 127.0.0.53\noptions ndots:5\nnameserver\n";
         let resolver = Resolver::parse(text);
-        assert_eq!(resolver.name_servers, [Ipv4Addr::new(10, 96, 0, 10)]);
+        let servers = ["10.96.0.10", "fd00:96::a"].map(|server| server.parse::<IpAddr>().unwrap());
+        assert_eq!(resolver.name_servers, servers);
         assert_eq!(resolver.search, ["a.svc.cluster.local", "svc.cluster.local"]);
         assert_eq!(Resolver::parse(""), Resolver::default());
     }

@@ -105,6 +105,8 @@ fn interface(vm: &ValidatedVm, name: &str) -> Interface {
     Interface {
         name: name.to_owned(),
         mac: identity::mac(&vm.uid, name),
+        receive_limit: RateLimit::default(),
+        transmit_limit: RateLimit::default(),
         binding: Binding::Masquerade,
     }
 }

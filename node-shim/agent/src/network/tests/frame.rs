@@ -1,10 +1,11 @@
 //! Ethernet frames and IPv4 packets, as little of them as the tests need.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 pub(super) const ICMP: u8 = 1;
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
+pub(super) const ICMPV6: u8 = 58;
 
 const ETHERNET_HEADER_BYTES: usize = 14;
 const IP_HEADER_BYTES: usize = 20;
@@ -128,6 +129,88 @@ impl Datagram {
         header[10..12].copy_from_slice(&sum.to_be_bytes());
         header.extend(&self.payload);
         header
+    }
+}
+
+/// An IPv6 packet of UDP or `ICMPv6`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Datagram6 {
+    pub(super) source: Ipv6Addr,
+    pub(super) destination: Ipv6Addr,
+    pub(super) protocol: u8,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Datagram6 {
+    /// The packet in a frame, if it is IPv6.
+    pub(super) fn parse(frame: &[u8]) -> Option<Self> {
+        let packet = frame.get(ETHERNET_HEADER_BYTES..)?;
+        let (header, rest) = packet.split_at_checked(40)?;
+        let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
+        let address = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).map(Ipv6Addr::from).ok();
+        Some(Self {
+            source: address(8)?,
+            destination: address(24)?,
+            protocol: header[6],
+            payload: rest.get(..length)?.to_vec(),
+        })
+        .filter(|_| frame[12..14] == [0x86, 0xdd])
+    }
+
+    /// A UDP packet.
+    pub(super) fn udp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), data: &[u8]) -> Self {
+        let length = u16::try_from(8 + data.len()).unwrap();
+        let mut payload: Vec<u8> = [from.1, to.1, length, 0]
+            .iter()
+            .flat_map(|field| field.to_be_bytes())
+            .collect();
+        payload.extend(data);
+        Self {
+            source: from.0,
+            destination: to.0,
+            protocol: UDP,
+            payload,
+        }
+        .with_checksum(6)
+    }
+
+    /// An echo request (type 128) or reply (129), sequence number 1.
+    pub(super) fn echo(source: Ipv6Addr, destination: Ipv6Addr, kind: u8, data: &[u8]) -> Self {
+        let mut payload = vec![kind, 0, 0, 0, 0, 7, 0, 1];
+        payload.extend(data);
+        Self {
+            source,
+            destination,
+            protocol: ICMPV6,
+            payload,
+        }
+        .with_checksum(2)
+    }
+
+    fn with_checksum(mut self, at: usize) -> Self {
+        let length = u16::try_from(self.payload.len()).unwrap();
+        let mut pseudo = [self.source.octets(), self.destination.octets()].concat();
+        pseudo.extend(length.to_be_bytes());
+        pseudo.extend([0, self.protocol]);
+        pseudo.extend(&self.payload);
+        let sum = checksum(&pseudo);
+        self.payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        self
+    }
+
+    pub(super) fn port(&self, at: usize) -> u16 {
+        u16::from_be_bytes([self.payload[at], self.payload[at + 1]])
+    }
+
+    /// The packet's bytes.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend(u16::try_from(self.payload.len()).unwrap().to_be_bytes());
+        packet.extend([self.protocol, 64]);
+        packet.extend(self.source.octets());
+        packet.extend(self.destination.octets());
+        packet.extend(&self.payload);
+        packet
     }
 }
 

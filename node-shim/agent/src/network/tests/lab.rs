@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::thread::JoinHandle;
@@ -14,13 +14,17 @@ use rustix::net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, ipproto}
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::super::plan::tests::interfaces;
-use super::super::{Attached, NetworkError, PodNamespace};
-use super::frame::{Datagram, Seen};
+use super::super::{Attached, GuestInterface, NetworkError, PodNamespace};
+use super::frame::{Datagram, Datagram6, Seen};
 
 pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
 pub(super) const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 7);
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(super) const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 1);
+pub(super) const POD6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 7);
+pub(super) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 1);
+pub(super) const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 2);
 pub(super) const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 1, 0];
 /// Longest wait for something that must come.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -87,15 +91,26 @@ pub(super) struct Guest(Option<File>);
 impl Guest {
     /// The next IPv4 packet of `protocol`; what the kernel says besides is passed over.
     pub(super) fn receive(&self, protocol: u8) -> Seen {
+        self.next(|frame| Seen::parse(frame).filter(|seen| seen.datagram.protocol == protocol))
+    }
+
+    /// The next IPv6 packet of `protocol` to the guest's address.
+    pub(super) fn receive6(&self, protocol: u8) -> Datagram6 {
+        let ours = |seen: &Datagram6| seen.protocol == protocol && seen.destination == GUEST6;
+        self.next(|frame| Datagram6::parse(frame).filter(ours))
+    }
+
+    fn next<T>(&self, parse: impl Fn(&[u8]) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut tap = self.0.as_ref().unwrap();
         let mut frame = vec![0; 65536];
         loop {
             match tap.read(&mut frame) {
-                Ok(length) => match Seen::parse(&frame[VIRTIO_NET_HEADER_BYTES..length]) {
-                    Some(seen) if seen.datagram.protocol == protocol => return seen,
-                    Some(_) | None => {}
-                },
+                Ok(length) => {
+                    if let Some(seen) = parse(&frame[VIRTIO_NET_HEADER_BYTES..length]) {
+                        return seen;
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => wait_readable(tap, deadline),
                 Err(error) => panic!("the tap cannot be read: {error}"),
             }
@@ -104,11 +119,20 @@ impl Guest {
 
     /// Sends a packet.
     pub(super) fn send(&self, datagram: &Datagram) {
+        self.send_packet(0x0800, &datagram.encode());
+    }
+
+    /// Sends an IPv6 packet.
+    pub(super) fn send6(&self, datagram: &Datagram6) {
+        self.send_packet(0x86dd, &datagram.encode());
+    }
+
+    fn send_packet(&self, kind: u16, packet: &[u8]) {
         let mut frame = vec![0; VIRTIO_NET_HEADER_BYTES];
         frame.extend([0x02, 0, 0x54, 0x4d, 0, 0]);
         frame.extend(GUEST_MAC);
-        frame.extend(0x0800_u16.to_be_bytes());
-        frame.extend(datagram.encode());
+        frame.extend(kind.to_be_bytes());
+        frame.extend(packet);
         self.0.as_ref().unwrap().write_all(&frame).unwrap();
     }
 }
@@ -139,6 +163,15 @@ impl Lab {
 
     /// A pod whose guest has `count` interfaces, of which the lab holds the first.
     pub(super) fn with_interfaces(count: u8) -> Option<Self> {
+        Self::make(count, false)
+    }
+
+    /// A pod with IPv6 beside IPv4, with one guest interface.
+    pub(super) fn dual_stack() -> Option<Self> {
+        Self::make(1, true)
+    }
+
+    fn make(count: u8, ipv6: bool) -> Option<Self> {
         let (node, pod) = (Namespace::new()?, Namespace::new()?);
         node.ip(&format!("link add node0 type veth peer name eth0 netns {}", pod.path()));
         node.ip("addr add 10.244.1.1/24 dev node0");
@@ -147,7 +180,13 @@ impl Lab {
         pod.ip("link set eth0 mtu 1450 up");
         pod.ip("link set lo up");
         pod.ip("route add default via 10.244.1.1");
-        let Attached { grant, tap } = attach_interfaces(&pod, count).unwrap().swap_remove(0);
+        if ipv6 {
+            node.ip("addr add fd00:244:1::1/64 dev node0 nodad");
+            pod.ip("addr add fd00:244:1::7/64 dev eth0 nodad");
+            pod.ip("-6 route add default via fd00:244:1::1");
+        }
+        let Attached { grant, mut queues } = attach_interfaces(&pod, interfaces(count)).unwrap().swap_remove(0);
+        let tap = queues.swap_remove(0);
         Some(Self {
             node,
             pod,
@@ -158,7 +197,7 @@ impl Lab {
 
     /// Attaches again, as a shim does that was started again; the old tap is returned.
     pub(super) fn attach_again(&mut self) -> Guest {
-        let Attached { tap, .. } = attach(&self.pod).unwrap().swap_remove(0);
+        let tap = attach(&self.pod).unwrap().swap_remove(0).queues.swap_remove(0);
         std::mem::replace(&mut self.guest, Guest(Some(tap.into())))
     }
 
@@ -176,16 +215,20 @@ impl Lab {
 
 /// Attaches one interface.
 pub(super) fn attach(pod: &Namespace) -> Result<Vec<Attached>, NetworkError> {
-    attach_interfaces(pod, 1)
+    attach_interfaces(pod, interfaces(1))
 }
 
-fn attach_interfaces(pod: &Namespace, count: u8) -> Result<Vec<Attached>, NetworkError> {
+/// Attaches these interfaces.
+pub(super) fn attach_interfaces(
+    pod: &Namespace,
+    interfaces: Vec<GuestInterface>,
+) -> Result<Vec<Attached>, NetworkError> {
     let namespace = PodNamespace::check(pod.0.try_clone().unwrap().into()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(super::super::attach(namespace, interfaces(count)))
+    runtime.block_on(super::super::attach(namespace, interfaces))
 }
 
 /// A raw socket for ICMP, with a time limit on reads.

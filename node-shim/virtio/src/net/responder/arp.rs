@@ -1,10 +1,15 @@
 //! ARP for the gateway, and for nobody else (RFC 826, RFC 5227).
 
-use super::{DropReason, GuestIdentity, Protocol, Verdict};
+use super::{GuestIdentity, Protocol};
+use crate::net::address::MacAddress;
 use crate::net::frame::{ARP_REPLY, ARP_REQUEST, Arp, Ethernet, TYPE_ARP};
+use crate::net::guard::{DropReason, Layout, Verdict};
 
 /// What happens to an ARP packet of the guest.
-pub fn judge(guest: &GuestIdentity, packet: &Arp) -> Verdict {
+pub fn judge(guest: &GuestIdentity, payload: &[u8]) -> Verdict {
+    let Some(packet) = Arp::parse(payload) else {
+        return Verdict::Drop(DropReason::Malformed);
+    };
     // A probe for an address that the guest wants to take has the sender 0.0.0.0 (RFC 5227, 2.1.1).
     let honest = packet.sender == guest.mac
         && (packet.sender_address == guest.address || packet.sender_address.is_unspecified());
@@ -14,7 +19,7 @@ pub fn judge(guest: &GuestIdentity, packet: &Arp) -> Verdict {
     if packet.operation == ARP_REQUEST && packet.target_address == guest.gateway {
         return Verdict::Inspect(Protocol::Arp);
     }
-    Verdict::Forward
+    Verdict::Forward(Layout::Opaque)
 }
 
 /// The gateway's reply.
@@ -33,4 +38,22 @@ pub fn answer(guest: &GuestIdentity, request: &Arp) -> Option<Vec<u8>> {
         payload: &reply.write(),
     };
     Some(frame.write())
+}
+
+/// What a guest that cannot say it itself would say after it moved: its address is here (RFC 5227, 3).
+pub fn announcement(guest: &GuestIdentity) -> Vec<u8> {
+    let packet = Arp {
+        operation: ARP_REQUEST,
+        sender: guest.mac,
+        sender_address: guest.address,
+        target: MacAddress([0; 6]),
+        target_address: guest.address,
+    };
+    let frame = Ethernet {
+        destination: MacAddress::BROADCAST,
+        source: guest.mac,
+        kind: TYPE_ARP,
+        payload: &packet.write(),
+    };
+    frame.write()
 }

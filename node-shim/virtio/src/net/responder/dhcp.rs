@@ -9,7 +9,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::GuestIdentity;
+use super::{GuestIdentity, dns_name};
 use crate::net::address::MacAddress;
 use crate::net::frame::{Ethernet, TYPE_IPV4, Udp};
 
@@ -45,6 +45,7 @@ const OPTION_MASK: u8 = 1;
 const OPTION_ROUTER: u8 = 3;
 const OPTION_NAME_SERVERS: u8 = 6;
 const OPTION_HOST_NAME: u8 = 12;
+const OPTION_DOMAIN: u8 = 15;
 const OPTION_MTU: u8 = 26;
 const OPTION_BROADCAST: u8 = 28;
 const OPTION_REQUESTED_ADDRESS: u8 = 50;
@@ -251,6 +252,7 @@ fn write_reply(guest: &GuestIdentity, query: &Query<'_>, message: Message) -> Ve
         }
         put_network(&mut reply, guest);
         let limit = usize::from(query.max_packet.min(guest.mtu)).saturating_sub(PACKET_HEADER_BYTES);
+        put_domain(&mut reply, &guest.search, limit);
         put_search(&mut reply, &guest.search, limit);
     }
     reply.push(OPTION_END);
@@ -265,10 +267,9 @@ fn put_network(reply: &mut Vec<u8>, guest: &GuestIdentity) {
     put(reply, OPTION_ROUTER, &guest.gateway.octets());
     put(reply, OPTION_MTU, &guest.mtu.to_be_bytes());
     let servers: Vec<u8> = guest
-        .name_servers
-        .iter()
+        .name_servers4()
         .take(MAX_NAME_SERVERS)
-        .flat_map(Ipv4Addr::octets)
+        .flat_map(|server| server.octets())
         .collect();
     put(reply, OPTION_NAME_SERVERS, &servers);
     put(reply, OPTION_HOST_NAME, guest.host_name.as_bytes());
@@ -282,11 +283,20 @@ fn put(reply: &mut Vec<u8>, code: u8, value: &[u8]) {
     }
 }
 
+/// Appends the domain (RFC 2132, 3.17), for clients that do not know of search domains: the first of them, if there is room.
+fn put_domain(reply: &mut Vec<u8>, domains: &[String], limit: usize) {
+    let first = domains.iter().find(|domain| dns_name::encode(domain).is_some());
+    // Code, length, and the end.
+    if let Some(domain) = first.filter(|domain| reply.len() + domain.len() + 3 <= limit) {
+        put(reply, OPTION_DOMAIN, domain.as_bytes());
+    }
+}
+
 /// Appends the search domains (RFC 3397), as many from the first on as leave the message at most `limit` bytes long. A value of more
 /// than 255 bytes is split (RFC 3396).
 fn put_search(reply: &mut Vec<u8>, domains: &[String], limit: usize) {
     let mut value = Vec::new();
-    for name in domains.iter().filter_map(|domain| encode_name(domain)) {
+    for name in domains.iter().filter_map(|domain| dns_name::encode(domain)) {
         let bytes = value.len() + name.len();
         // Two bytes for each part, and the end.
         if reply.len() + bytes + 2 * bytes.div_ceil(255) + 1 > limit {
@@ -297,19 +307,4 @@ fn put_search(reply: &mut Vec<u8>, domains: &[String], limit: usize) {
     for part in value.chunks(255) {
         put(reply, OPTION_SEARCH, part);
     }
-}
-
-/// A domain name as DNS messages have it (RFC 1035, 3.1); `None` when it is not one.
-fn encode_name(domain: &str) -> Option<Vec<u8>> {
-    let domain = domain.strip_suffix('.').unwrap_or(domain);
-    let mut name = Vec::with_capacity(domain.len() + 2);
-    for label in domain.split('.') {
-        let length = u8::try_from(label.len())
-            .ok()
-            .filter(|length| (1..=63).contains(length))?;
-        name.push(length);
-        name.extend_from_slice(label.as_bytes());
-    }
-    name.push(0);
-    (name.len() <= 255).then_some(name)
 }

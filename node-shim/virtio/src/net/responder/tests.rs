@@ -1,5 +1,6 @@
 use super::*;
-use crate::net::frame::{ARP_REPLY, ARP_REQUEST};
+use crate::net::frame::{ARP_REPLY, ARP_REQUEST, TYPE_ARP, TYPE_IPV4};
+use crate::net::guard::Version;
 
 const GUEST: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
 const GATEWAY: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
@@ -14,7 +15,8 @@ fn responder() -> Responder {
         gateway: ROUTER,
         gateway_mac: GATEWAY,
         mtu: 1450,
-        name_servers: vec![Ipv4Addr::new(10, 96, 0, 10)],
+        ipv6: None,
+        name_servers: vec![Ipv4Addr::new(10, 96, 0, 10).into(), "fd00:96::a".parse().unwrap()],
         search: vec![
             "default.svc.cluster.local".into(),
             "svc.cluster.local".into(),
@@ -88,6 +90,7 @@ fn reply(frame: Option<Vec<u8>>) -> Reply {
 /// The options that every offer and acknowledgement of an address has, after type and server.
 const NETWORK: &[u8] = b"\x01\x04\xff\xff\xff\x00\x1c\x04\x0a\x00\x02\xff\x03\x04\x0a\x00\x02\x01\x1a\x02\x05\xaa\
     \x06\x04\x0a\x60\x00\x0a\x0c\x03web\
+    \x0f\x19default.svc.cluster.local\
     \x77\x3d\x07default\x03svc\x07cluster\x05local\x00\x03svc\x07cluster\x05local\x00\x07cluster\x05local\x00";
 const LEASE: &[u8] = b"\x33\x04\xff\xff\xff\xff";
 const SERVER: &[u8] = b"\x36\x04\x0a\x00\x02\x01";
@@ -241,6 +244,65 @@ fn the_gateway_is_resolved() {
     assert_eq!(Arp::parse(ethernet.payload), Some(expected));
 }
 
+const FORWARD_UDP: Verdict = Verdict::Forward(Layout::Transport {
+    version: Version::V4,
+    protocol: 17,
+    offset: 34,
+});
+
+#[test]
+fn only_the_guests_own_ipv4_leaves() {
+    let packet = Udp {
+        source: ADDRESS,
+        destination: Ipv4Addr::new(192, 0, 2, 1),
+        source_port: 9,
+        destination_port: 9,
+        payload: b"data",
+    };
+    let honest = |kind| {
+        let payload = packet.write().unwrap();
+        Ethernet {
+            destination: GATEWAY,
+            source: GUEST,
+            kind,
+            payload: &payload,
+        }
+        .write()
+    };
+    assert_eq!(responder().judge(&honest(TYPE_IPV4)), FORWARD_UDP);
+    let dropped = Verdict::Drop;
+    // Byte of the packet, value, and what comes of it.
+    for (what, changes, expected) in [
+        ("another source", &[(15, 3)][..], dropped(DropReason::SpoofedIp)),
+        ("loopback", &[(12, 127)], dropped(DropReason::SpoofedIp)),
+        ("no source", &[(12, 0), (13, 0), (14, 0), (15, 0)], Verdict::Absorb),
+        ("first fragment", &[(6, 0x20)], Verdict::Forward(Layout::Opaque)),
+        ("later fragment", &[(6, 0), (7, 9)], Verdict::Forward(Layout::Opaque)),
+        (
+            "fragment of another",
+            &[(7, 9), (15, 3)],
+            dropped(DropReason::SpoofedIp),
+        ),
+        ("another version", &[(0, 0x65)], dropped(DropReason::Malformed)),
+        ("short header", &[(0, 0x44)], dropped(DropReason::Malformed)),
+        ("header beyond the end", &[(0, 0x4f)], dropped(DropReason::Malformed)),
+    ] {
+        let mut frame = honest(TYPE_IPV4);
+        for (at, value) in changes {
+            frame[14 + at] = *value;
+        }
+        assert_eq!(responder().judge(&frame), expected, "{what}");
+    }
+    // VLAN tags, one inside another, MPLS, PPPoE, what has a length, LLDP.
+    for kind in [0x8100, 0x88a8, 0x9100, 0x8847, 0x8864, 46, 0x88cc] {
+        assert_eq!(
+            responder().judge(&honest(kind)),
+            dropped(DropReason::Foreign),
+            "{kind:#x}"
+        );
+    }
+}
+
 #[test]
 fn verdicts() {
     let other = Ipv4Addr::new(10, 0, 2, 9);
@@ -270,14 +332,18 @@ fn verdicts() {
         (
             "ARP for another",
             arp(ARP_REQUEST, GUEST, ADDRESS, other),
-            Verdict::Forward,
+            Verdict::Forward(Layout::Opaque),
         ),
         (
             "ARP probe",
             arp(ARP_REQUEST, GUEST, Ipv4Addr::UNSPECIFIED, ADDRESS),
-            Verdict::Forward,
+            Verdict::Forward(Layout::Opaque),
         ),
-        ("ARP reply", arp(ARP_REPLY, GUEST, ADDRESS, ROUTER), Verdict::Forward),
+        (
+            "ARP reply",
+            arp(ARP_REPLY, GUEST, ADDRESS, ROUTER),
+            Verdict::Forward(Layout::Opaque),
+        ),
         (
             "ARP reply as the gateway",
             arp(ARP_REPLY, GUEST, ROUTER, other),
@@ -297,8 +363,8 @@ fn verdicts() {
         ("another MAC", from_elsewhere, Verdict::Drop(DropReason::SpoofedMac)),
         ("nothing", Vec::new(), Verdict::Drop(DropReason::Malformed)),
         ("13 bytes", vec![0; 13], Verdict::Drop(DropReason::Malformed)),
-        ("IPv6", ipv6, Verdict::Forward),
-        ("UDP to port 67 of another", not_dhcp, Verdict::Forward),
+        ("IPv6 without an address of it", ipv6, Verdict::Absorb),
+        ("UDP to port 67 of another", not_dhcp, FORWARD_UDP),
     ] {
         assert_eq!(
             responder().judge(&frame[..frame.len().min(HEAD_BYTES)]),
@@ -307,3 +373,5 @@ fn verdicts() {
         );
     }
 }
+
+mod ipv6;
