@@ -37,7 +37,7 @@ struct Cpu {
 pub struct Cpus {
     selected: u8,
     event: u8,
-    cpus: Vec<Cpu>,
+    processors: Vec<Cpu>,
 }
 
 /// What a write means for the machine.
@@ -77,31 +77,31 @@ impl Cpus {
         Self {
             selected: 0,
             event: 0,
-            cpus: (0..max.max(present)).map(cpu).collect(),
+            processors: (0..max.max(present)).map(cpu).collect(),
         }
     }
 
     /// Number of processors that are there.
     pub fn present(&self) -> u8 {
-        let present = self.cpus.iter().filter(|cpu| cpu.present).count();
+        let present = self.processors.iter().filter(|cpu| cpu.present).count();
         u8::try_from(present).unwrap_or(u8::MAX)
     }
 
     /// Which processors are there.
     pub fn is_present(&self, index: u8) -> bool {
-        self.cpus.get(usize::from(index)).is_some_and(|cpu| cpu.present)
+        self.processors.get(usize::from(index)).is_some_and(|cpu| cpu.present)
     }
 
     /// Most processors.
     pub fn max(&self) -> u8 {
-        u8::try_from(self.cpus.len()).unwrap_or(u8::MAX)
+        u8::try_from(self.processors.len()).unwrap_or(u8::MAX)
     }
 
     /// Asks for the first `wanted` processors and no others; 1 to [`Self::max`]. Those that shall go are there until the guest ejects them.
     pub fn want(&mut self, wanted: u8) -> Change {
         let wanted = wanted.clamp(1, self.max());
         let mut change = Change::default();
-        for (index, cpu) in (0_u8..).zip(&mut self.cpus) {
+        for (index, cpu) in (0_u8..).zip(&mut self.processors) {
             match (index < wanted, cpu.present) {
                 (true, false) => change.plug.push(index),
                 (true, true) => cpu.removing = false,
@@ -118,7 +118,7 @@ impl Cpus {
 
     /// A processor was started, and waits for the guest to take it.
     pub fn plug(&mut self, index: u8) {
-        if let Some(cpu) = self.cpus.get_mut(usize::from(index)) {
+        if let Some(cpu) = self.processors.get_mut(usize::from(index)) {
             *cpu = Cpu {
                 present: true,
                 inserting: true,
@@ -131,7 +131,7 @@ impl Cpus {
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let ([value], STATE) = (data, offset) else { return };
-        if let Some(cpu) = self.cpus.get(usize::from(self.selected)) {
+        if let Some(cpu) = self.processors.get(usize::from(self.selected)) {
             *value = u8::from(cpu.present) * PRESENT
                 | u8::from(cpu.inserting) * INSERTING
                 | u8::from(cpu.removing) * REMOVING;
@@ -159,7 +159,7 @@ impl Cpus {
 
     fn write_state(&mut self, value: u8) -> Effect {
         let index = self.selected;
-        let Some(cpu) = self.cpus.get_mut(usize::from(index)) else {
+        let Some(cpu) = self.processors.get_mut(usize::from(index)) else {
             return Effect::None;
         };
         if value & INSERTING != 0 {
@@ -178,7 +178,7 @@ impl Cpus {
 
     /// A state that was saved, if it is one of a machine with so many processors.
     pub fn restore(state: &Self, max: u8) -> Option<Self> {
-        let right = state.cpus.len() == usize::from(max) && state.cpus.first().is_some_and(|cpu| cpu.present);
+        let right = state.processors.len() == usize::from(max) && state.processors.first().is_some_and(|cpu| cpu.present);
         right.then(|| state.clone())
     }
 }

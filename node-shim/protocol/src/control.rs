@@ -243,8 +243,6 @@ pub struct Failure {
 pub enum FailureKind {
     /// The request is none, or asks for something impossible.
     Invalid,
-    /// This build or this VM cannot do it.
-    Unsupported,
     /// Not while the VM does what it does now; another time it may work.
     Refused,
     /// The host failed.

@@ -110,6 +110,15 @@ pub(crate) struct CheckedConfig {
     pub(crate) scratch: PathBuf,
 }
 
+impl CheckedConfig {
+    /// What the guest's DHCP client is told that the guest is called.
+    pub(crate) fn guest_host_name(&self) -> &str {
+        self.cloud_init
+            .as_ref()
+            .map_or(&self.name, |cloud_init| &cloud_init.hostname)
+    }
+}
+
 /// What the guest starts from.
 #[derive(Clone, Debug)]
 pub(crate) enum Boot {
@@ -514,12 +523,7 @@ fn check_interfaces(interfaces: Vec<protocol::Interface>) -> Result<Vec<Interfac
         } = interface;
         check_name(&format!("interfaces[{index}].name"), &name, &mut names)?;
         let field = format!("interfaces[{index}].mac");
-        let Some(mac) = unicast(&mac).filter(|mac| is_local(*mac)) else {
-            return refuse(
-                field,
-                "write a locally administered unicast address such as 02:00:00:00:00:01",
-            );
-        };
+        let mac = check_mac(&field, &mac)?;
         if !macs.insert(mac.0) {
             return refuse(field, "another interface has the same; write one address for each");
         }
@@ -641,6 +645,17 @@ fn check_name(field: &str, name: &str, seen: &mut BTreeSet<String>) -> Result<()
         return refuse(field, format!("`{name}` is there twice; write one name for each"));
     }
     Ok(())
+}
+
+/// The guest's address on a network that it may be on.
+pub(crate) fn check_mac(field: &str, mac: &str) -> Result<MacAddress, ConfigError> {
+    match unicast(mac).filter(|mac| is_local(*mac)) {
+        Some(mac) => Ok(mac),
+        None => refuse(
+            field,
+            "write a locally administered unicast address such as 02:00:00:00:00:01",
+        ),
+    }
 }
 
 /// Whether a text is a DNS label (RFC 1123).

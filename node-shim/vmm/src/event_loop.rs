@@ -95,6 +95,8 @@ pub(crate) struct Supervisor {
 pub(crate) struct Identity {
     /// Its name.
     pub(crate) name: String,
+    /// What its guest is told that it is called.
+    pub(crate) host_name: String,
     /// Its `VmConfig` in JSON.
     pub(crate) config: String,
     /// Where the files of its disks are.

@@ -9,7 +9,7 @@
 //!   0xe000_0000  ECAM, bus 0
 //!   0xfec0_0000  IO APIC          0xfee0_0000  local APICs
 //!   0xfffb_c000  KVM's identity map page and TSS (Intel, real mode)
-//! 0x1_0000_0000  RAM beyond 3 GiB; after it, at a multiple of LATER_MEMORY_ALIGNMENT, memory that is plugged later
+//! 0x1_0000_0000  RAM beyond 3 GiB; after all RAM, below 3 GiB where it fits, memory that is plugged later
 //!
 //! boot structures, free for the guest once it runs
 //!   0x0500 GDT   0x6000 PVH start info   0x7000 zero page
@@ -103,7 +103,9 @@ pub(crate) const EVENTS_IRQ: u32 = 16;
 pub(crate) const CPUS: u16 = 0x630;
 /// Registers for plugging PCI functions.
 pub(crate) const SLOTS: u16 = 0x640;
-/// Memory that is plugged later starts at a multiple of this: Linux' largest memory block (x86, from 64 GiB on).
+/// Memory that is plugged later below 4 GiB starts at a multiple of this: Linux' smallest memory block (x86).
+pub(crate) const LATER_MEMORY_ALIGNMENT_LOW: u64 = 128 << 20;
+/// Memory that is plugged later above 4 GiB starts at a multiple of this: Linux' largest memory block (x86, from 64 GiB on).
 pub(crate) const LATER_MEMORY_ALIGNMENT: u64 = 2 << 30;
 /// ACPI `PM1a` event block: status, then enable, 2 bytes each (ACPI 6.4, 4.8.3.1).
 pub(crate) const PM1A_EVENT: u16 = 0x600;

@@ -57,14 +57,19 @@ pub(crate) fn ram_ranges(size_bytes: u64) -> Vec<Range> {
     ranges
 }
 
-/// Where memory goes that is plugged later: whole blocks of virtio-mem after all RAM. `None` when there is none.
+/// Where memory goes that is plugged later: whole blocks of virtio-mem after all RAM. `None` when there is none. It stays below 4 GiB where it
+/// can: Linux takes 64 MiB for bounce buffers where memory may be above (`swiotlb_init`).
 pub(crate) fn later_range(size_bytes: u64, max_bytes: u64) -> Option<Range> {
     use node_shim_virtio::mem::BLOCK_BYTES;
     let size = max_bytes.saturating_sub(size_bytes) / BLOCK_BYTES * BLOCK_BYTES;
     let end = ram_ranges(size_bytes).last().map_or(0, |range| range.end());
-    let start = end
-        .max(layout::RAM_ABOVE_4G)
-        .next_multiple_of(layout::LATER_MEMORY_ALIGNMENT);
+    let near = end.next_multiple_of(layout::LATER_MEMORY_ALIGNMENT_LOW);
+    let start = if near + size <= layout::HOLE_START {
+        near
+    } else {
+        end.max(layout::RAM_ABOVE_4G)
+            .next_multiple_of(layout::LATER_MEMORY_ALIGNMENT)
+    };
     (size > 0).then_some(Range { start, size })
 }
 
@@ -260,7 +265,9 @@ mod tests {
             (64 * MIB, 64 * MIB, None),
             (64 * MIB, 65 * MIB, None),
             (64 * MIB, 32 * MIB, None),
-            (64 * MIB, 67 * MIB, Some((4 * GIB, 2 * MIB))),
+            (64 * MIB, 67 * MIB, Some((128 * MIB, 2 * MIB))),
+            (2 * GIB, 3 * GIB, Some((2 * GIB, GIB))),
+            (2 * GIB, 3 * GIB + 2 * MIB, Some((4 * GIB, GIB + 2 * MIB))),
             (4 * GIB, 12 * GIB, Some((6 * GIB, 8 * GIB))),
             (3 * GIB, 4 * GIB, Some((4 * GIB, GIB))),
         ] {

@@ -311,6 +311,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         identity: Identity {
             disk_files: disk::file_names(&config),
             devices: named(&config),
+            host_name: config.guest_host_name().to_owned(),
             name: config.name,
             config: text,
             scratch: config.scratch,

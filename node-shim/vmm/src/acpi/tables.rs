@@ -36,8 +36,8 @@ pub(super) fn wdat() -> Sdt {
     ];
     let mut table = Sdt::new(*b"WDAT", 36, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     table.append_slice(&32_u32.to_le_bytes());
-    // No PCI device: segment, bus, device, function; reserved.
-    table.append_slice(&[0xff; 5]);
+    // No PCI device: segment, of two bytes of which Linux wants the second to be 0, bus, device, function; reserved.
+    table.append_slice(&[0xff, 0, 0xff, 0xff, 0xff]);
     table.append_slice(&[0; 3]);
     for number in [
         watchdog::TICK.as_millis() as u32,

@@ -6,10 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueEnum};
-use node_shim_protocol::control::{AfterSnapshot, AttachDisk, Balloon, CONSOLE_PACKET_BYTES, Power, Request, Response};
+use node_shim_protocol::config::GuestNetwork;
+use node_shim_protocol::control::{
+    AfterSnapshot, AttachDisk, AttachNetwork, Balloon, CONSOLE_PACKET_BYTES, Power, Request, Response,
+};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvFlags, SendFlags};
 
+use crate::devices::network;
 use crate::packet::{self, PacketError};
 
 /// What to ask for.
@@ -50,6 +54,19 @@ pub(crate) enum Verb {
     DetachDisk {
         /// Its name.
         name: String,
+    },
+    /// Plugs a network interface.
+    AttachNetwork {
+        /// Its name.
+        name: String,
+        /// The tap, which is there or is made.
+        tap: String,
+        /// The guest's MAC address.
+        #[arg(long)]
+        mac: String,
+        /// The guest's network in JSON, as `interfaces[].binding.tap.network` of a configuration.
+        #[arg(long, value_parser = |text: &str| serde_json::from_str::<GuestNetwork>(text))]
+        network: GuestNetwork,
     },
     /// Unplugs a network interface.
     DetachNetwork {
@@ -154,9 +171,22 @@ fn request(verb: Verb) -> Result<(Request, Option<File>), CommandError> {
         Verb::AttachDisk { name, file, read_only } => {
             let opened = File::options().read(true).write(!read_only).open(&file);
             let opened = opened.map_err(|source| CommandError::Open { path: file, source })?;
-            return Ok((Request::AttachDisk(AttachDisk { name, read_only }), Some(opened)));
+            return Ok((Request::AttachDisk(AttachDisk { name, read_only }), Some(opened.into())));
         }
         Verb::DetachDisk { name } => Request::DetachDisk { name },
+        Verb::AttachNetwork {
+            name,
+            tap,
+            mac,
+            network,
+        } => {
+            let opened = network::open_tap_queue(&tap).map_err(|source| CommandError::Open {
+                path: tap.into(),
+                source,
+            })?;
+            let request = Request::AttachNetwork(AttachNetwork { name, mac, network });
+            return Ok((request, Some(opened)));
+        }
         Verb::DetachNetwork { name } => Request::DetachNetwork { name },
         Verb::Balloon { bytes } => Request::Balloon(Balloon::Target { bytes }),
         Verb::BalloonStatistics => Request::Balloon(Balloon::Statistics),

@@ -7,9 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use node_shim_protocol::agent::InterfaceGrant;
 use node_shim_protocol::config::{Binding, GuestNetwork};
-use node_shim_virtio::net::{GuestIdentity, Link, Net, Options, PAIRS_MAX, Tap};
+use node_shim_virtio::net::{GuestIdentity, Link, MacAddress, Net, Options, PAIRS_MAX, Tap};
+use node_shim_virtio::rate_limit::Limits;
 
-use crate::config::{CheckedConfig, Interface};
+use crate::config::CheckedConfig;
 use crate::log;
 
 /// Longest resolv.conf that is read.
@@ -74,7 +75,7 @@ pub(crate) fn open_all(
                 (grant.network, queues)
             }
             Binding::Tap { device, network } => {
-                let queues = attach(device, pairs(config)).map_err(|source| NetworkError::Attach {
+                let queues = open_tap(device, pairs(config)).map_err(|source| NetworkError::Attach {
                     interface: interface.name.clone(),
                     device: device.clone(),
                     source,
@@ -82,33 +83,66 @@ pub(crate) fn open_all(
                 (network.clone(), queues)
             }
         };
-        nets.push(open(config, index, interface, &network, queues, &resolver)?);
+        let card = Card {
+            device: format!("net{index}"),
+            interface: &interface.name,
+            mac: interface.mac,
+            host_name: config.guest_host_name(),
+            receive_limits: interface.receive_limits,
+            transmit_limits: interface.transmit_limits,
+        };
+        nets.push(start(card, &network, queues, &resolver)?);
     }
     Ok(nets)
 }
 
-fn open(
-    config: &CheckedConfig,
-    index: usize,
-    interface: &Interface,
+/// An interface that is plugged into a running VM, with one queue: the tap that its user opened.
+pub(crate) fn attach(
+    name: &str,
+    mac: MacAddress,
+    host_name: &str,
+    network: &GuestNetwork,
+    tap: OwnedFd,
+) -> Result<Net, NetworkError> {
+    let card = Card {
+        device: format!("net-{name}"),
+        interface: name,
+        mac,
+        host_name,
+        receive_limits: Limits::default(),
+        transmit_limits: Limits::default(),
+    };
+    start(card, network, vec![tap], &Resolver::of_this_machine())
+}
+
+/// What an interface is, beside its taps and its network.
+struct Card<'a> {
+    /// For logs.
+    device: String,
+    /// For errors.
+    interface: &'a str,
+    mac: MacAddress,
+    host_name: &'a str,
+    receive_limits: Limits,
+    transmit_limits: Limits,
+}
+
+fn start(
+    card: Card<'_>,
     network: &GuestNetwork,
     queues: Vec<OwnedFd>,
     resolver: &Resolver,
 ) -> Result<Net, NetworkError> {
     let tap_error = |source| NetworkError::Tap {
-        interface: interface.name.clone(),
+        interface: card.interface.to_owned(),
         source,
     };
-    let host_name = config
-        .cloud_init
-        .as_ref()
-        .map_or(&config.name, |cloud_init| &cloud_init.hostname);
     let identity = GuestIdentity::new(
-        interface.mac,
+        card.mac,
         network,
         resolver.name_servers.clone(),
         resolver.search.clone(),
-        host_name.clone(),
+        card.host_name.to_owned(),
     )
     .map_err(|error| tap_error(io::Error::other(error)))?;
     let links: io::Result<Vec<Box<dyn Link>>> = queues
@@ -116,17 +150,17 @@ fn open(
         .map(|queue| Ok(Box::new(Tap::new(queue)?) as Box<dyn Link>))
         .collect();
     let options = Options {
-        name: format!("net{index}"),
+        name: card.device,
         guest: identity,
-        receive_limits: interface.receive_limits,
-        transmit_limits: interface.transmit_limits,
+        receive_limits: card.receive_limits,
+        transmit_limits: card.transmit_limits,
         log: log::line,
     };
     links.and_then(|links| Net::start(options, links)).map_err(tap_error)
 }
 
 /// Attaches to as many queues of a tap as it may have: to one, if it was made for one.
-fn attach(device: &str, queues: u16) -> io::Result<Vec<OwnedFd>> {
+fn open_tap(device: &str, queues: u16) -> io::Result<Vec<OwnedFd>> {
     if queues > 1 {
         let all: io::Result<Vec<OwnedFd>> = (0..queues).map(|_| attach_queue(device, true)).collect();
         match all {
@@ -136,6 +170,11 @@ fn attach(device: &str, queues: u16) -> io::Result<Vec<OwnedFd>> {
         }
     }
     Ok(vec![attach_queue(device, false)?])
+}
+
+/// Attaches to a tap with one queue by its name.
+pub(crate) fn open_tap_queue(device: &str) -> io::Result<OwnedFd> {
+    attach_queue(device, false)
 }
 
 /// Attaches to a tap by its name.

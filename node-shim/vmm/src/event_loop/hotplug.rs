@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use node_shim_protocol::control::{AttachDisk, BalloonStatistics, FailureKind, Response};
+use node_shim_protocol::control::{AttachDisk, AttachNetwork, BalloonStatistics, FailureKind, Response};
 
 use super::EventLoop;
 use crate::config;
-use crate::devices::disk;
+use crate::devices::{disk, network};
 use crate::log;
 use crate::machine::{Machine, Platform};
 
@@ -165,6 +165,27 @@ impl EventLoop {
         let disk = disk::attach(&name, File::from(descriptor), read_only, self.platform.vcpus_max);
         match disk {
             Ok(disk) => self.plug(named, Box::new(disk)),
+            Err(error) => failed(error),
+        }
+    }
+
+    /// Plugs an interface whose tap came with the request.
+    pub(super) fn attach_network(&mut self, request: AttachNetwork, tap: Option<OwnedFd>) -> Response {
+        let AttachNetwork { name, mac, network } = request;
+        let Some(tap) = tap else {
+            return invalid("attach the interface's tap, opened with IFF_VNET_HDR, to the request (SCM_RIGHTS)");
+        };
+        let named = match self.free_name(&name, Named::Interface) {
+            Ok(named) => named,
+            Err(response) => return response,
+        };
+        let checked = config::check_network("network", &network).and_then(|()| config::check_mac("mac", &mac));
+        let mac = match checked {
+            Ok(mac) => mac,
+            Err(error) => return invalid(error.to_string()),
+        };
+        match network::attach(&name, mac, &self.identity.host_name, &network, tap) {
+            Ok(net) => self.plug(named, Box::new(net)),
             Err(error) => failed(error),
         }
     }

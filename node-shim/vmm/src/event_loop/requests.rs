@@ -92,7 +92,7 @@ impl EventLoop {
             Request::Resize { vcpus, memory_bytes } => Reply::Now(self.resize(machine, vcpus, memory_bytes)),
             Request::AttachDisk(disk) => Reply::Now(self.attach_disk(disk, descriptors.into_iter().next())),
             Request::DetachDisk { name } => Reply::Now(self.detach(&Named::Disk(name))),
-            Request::AttachNetwork(_) => unsupported("interfaces of a running VM"),
+            Request::AttachNetwork(network) => Reply::Now(self.attach_network(network, descriptors.into_iter().next())),
             Request::DetachNetwork { name } => Reply::Now(self.detach(&Named::Interface(name))),
             Request::Balloon(Balloon::Target { bytes }) => Reply::Now(self.set_balloon(bytes)),
             Request::Balloon(Balloon::Statistics) => Reply::Now(self.balloon_statistics()),
@@ -149,9 +149,4 @@ impl EventLoop {
             restored_in_us: self.restored_in.map(micros),
         }
     }
-}
-
-fn unsupported(what: &str) -> Reply {
-    let message = format!("this node-shim cannot change {what} yet; change the configuration and start the VM anew");
-    Reply::Now(Response::error(FailureKind::Unsupported, message))
 }
