@@ -132,9 +132,9 @@ impl Cpus {
         data.fill(0);
         let ([value], STATE) = (data, offset) else { return };
         if let Some(cpu) = self.processors.get(usize::from(self.selected)) {
-            *value = u8::from(cpu.present) * PRESENT
-                | u8::from(cpu.inserting) * INSERTING
-                | u8::from(cpu.removing) * REMOVING;
+            *value = (u8::from(cpu.present) * PRESENT)
+                | (u8::from(cpu.inserting) * INSERTING)
+                | (u8::from(cpu.removing) * REMOVING);
         }
     }
 
@@ -178,7 +178,8 @@ impl Cpus {
 
     /// A state that was saved, if it is one of a machine with so many processors.
     pub fn restore(state: &Self, max: u8) -> Option<Self> {
-        let right = state.processors.len() == usize::from(max) && state.processors.first().is_some_and(|cpu| cpu.present);
+        let right =
+            state.processors.len() == usize::from(max) && state.processors.first().is_some_and(|cpu| cpu.present);
         right.then(|| state.clone())
     }
 }

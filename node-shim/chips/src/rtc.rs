@@ -128,7 +128,7 @@ impl Calendar {
 }
 
 const fn bcd(value: u8) -> u8 {
-    (value / 10 % 10) << 4 | value % 10
+    ((value / 10 % 10) << 4) | (value % 10)
 }
 
 fn since_epoch(now: SystemTime) -> Duration {

@@ -70,7 +70,7 @@ impl Watchdog {
     /// Reads a register.
     pub fn read(&self, offset: u64, data: &mut [u8], now: Instant) {
         let value = match offset {
-            CONTROL => u32::from(self.deadline.is_some()) * RUNNING | u32::from(self.expired) * EXPIRED,
+            CONTROL => (u32::from(self.deadline.is_some()) * RUNNING) | (u32::from(self.expired) * EXPIRED),
             PERIOD => self.period_ticks,
             REMAINING => self.deadline.map_or(0, |deadline| {
                 let left = deadline.saturating_duration_since(now).as_millis() / TICK.as_millis();

@@ -79,7 +79,8 @@ impl Mem {
     /// When the region is not made of whole blocks of guest memory, or the host has no descriptor left.
     pub fn new(region: Region, memory: Arc<Memory>) -> io::Result<(Self, MemHandle)> {
         let bytes = usize::try_from(region.bytes).map_err(io::Error::other)?;
-        let whole = region.bytes > 0 && region.bytes % BLOCK_BYTES == 0 && region.start % BLOCK_BYTES == 0;
+        let whole =
+            region.bytes > 0 && region.bytes.is_multiple_of(BLOCK_BYTES) && region.start.is_multiple_of(BLOCK_BYTES);
         if !whole || !GuestMemoryBackend::check_range(memory.as_ref(), GuestAddress(region.start), bytes) {
             return Err(io::Error::other(
                 "the region of virtio-mem is not whole blocks of guest memory",

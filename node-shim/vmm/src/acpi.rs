@@ -398,7 +398,7 @@ mod tests {
         let first = u64::from(layout::WATCHDOG);
         for entry in entries {
             let address = u64_at(entry, 8);
-            assert!(address >= first && address + 4 <= first + u64::from(watchdog::BYTES) && address % 4 == 0);
+            assert!(address >= first && address + 4 <= first + u64::from(watchdog::BYTES) && address.is_multiple_of(4));
         }
     }
 

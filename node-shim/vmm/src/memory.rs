@@ -124,16 +124,16 @@ pub(crate) fn memory_map(size_bytes: u64) -> Vec<(Range, MapKind)> {
 
 /// Maps guest RAM, and the range of memory that is plugged later: anonymous, private, not reserved in advance, with huge pages where the
 /// host has them.
-pub(crate) fn map(size_bytes: u64, later: Option<Range>) -> Result<Arc<Memory>, MemoryError> {
-    map_ranges(size_bytes, later, |_, _| Ok(()))
-}
-
-/// Maps guest memory that starts as the contents of a file, which has the ranges one after the other and is not changed for as long as
-/// the memory lives. Pages are read when they are first used, and copied when they are first written: the file stays what it is.
-pub(crate) fn map_file(size_bytes: u64, later: Option<Range>, file: &File) -> Result<Arc<Memory>, MemoryError> {
+///
+/// With a file, memory starts as its contents, which are the ranges one after the other and are not changed for as long as the memory
+/// lives. Pages are read when they are first used, and copied when they are first written: the file stays what it is.
+pub(crate) fn map(size_bytes: u64, later: Option<Range>, file: Option<&File>) -> Result<Arc<Memory>, MemoryError> {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
     let mut offset = 0;
     map_ranges(size_bytes, later, |address, bytes| {
+        let Some(file) = file else {
+            return Ok(());
+        };
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: the range is exactly one new mapping that nobody knows of yet.
@@ -143,7 +143,7 @@ pub(crate) fn map_file(size_bytes: u64, later: Option<Range>, file: &File) -> Re
     })
 }
 
-/// Bytes of all memory that [`map`] and [`map_file`] map.
+/// Bytes of all memory that [`map`] maps.
 pub(crate) fn mapped_bytes(size_bytes: u64, later: Option<Range>) -> u64 {
     size_bytes + later.map_or(0, |range| range.size)
 }
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn mapped_memory_has_the_size_that_was_asked_for() {
         let later = later_range(16 * MIB, 21 * MIB);
-        let memory = map(16 * MIB, later).unwrap();
+        let memory = map(16 * MIB, later, None).unwrap();
         assert_eq!(memory.iter().map(GuestMemoryRegion::len).sum::<u64>(), 20 * MIB);
         assert!(
             memory

@@ -20,6 +20,7 @@ use node_shim_protocol::agent::InterfaceRequest;
 use node_shim_protocol::config::Binding;
 use node_shim_protocol::{ExitReason, VmConfig};
 use node_shim_virtio::console::{Console, Port};
+use node_shim_virtio::device::VirtioDevice;
 use node_shim_virtio::net::Net;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -123,7 +124,6 @@ impl VmmError {
             Self::Boot(_) => ExitReason::InvalidBootSource,
             Self::Disk(error) => error.reason(),
             Self::CloudInit(_) => ExitReason::InvalidCloudInit,
-            Self::Vsock(_) => ExitReason::HostUnavailable,
             Self::Agent(AgentError::Stopped) => ExitReason::PoweredOff,
             Self::Agent(
                 AgentError::Refused(_)
@@ -132,6 +132,7 @@ impl VmmError {
                 | AgentError::Namespace(_),
             )
             | Self::Network(_)
+            | Self::Vsock(_)
             | Self::Kvm(_)
             | Self::Vcpus { .. }
             | Self::Memory(_)
@@ -229,21 +230,14 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     }
 
     let later_memory = memory::later_range(config.memory_bytes, config.memory_max_bytes);
-    let memory = match &snapshot {
-        None => memory::map(config.memory_bytes, later_memory),
-        Some(snapshot) => memory::map_file(config.memory_bytes, later_memory, &snapshot.memory),
-    };
-    let memory = memory.map_err(VmmError::Memory)?;
+    let saved = snapshot.as_ref().map(|snapshot| &snapshot.memory);
+    let memory = memory::map(config.memory_bytes, later_memory, saved).map_err(VmmError::Memory)?;
     let vm = host.create_vm(&memory).map_err(VmmError::Kvm)?;
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
     let mailbox = Arc::new(Mailbox::new().map_err(host_error("create an eventfd"))?);
-    let vsock = config
-        .vsock
-        .as_ref()
-        .map(vsock::open)
-        .transpose()
-        .map_err(VmmError::Vsock)?;
+    let vsock = config.vsock.as_ref().map(vsock::open).transpose();
+    let vsock = vsock.map_err(VmmError::Vsock)?;
     let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
     let output = stdout.map_err(io::Error::from).and_then(Output::start);
     let output = output.map_err(host_error("start the console"))?;
@@ -263,12 +257,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         poll: Arc::clone(&poll),
         mailbox: Arc::clone(&mailbox),
     };
-    let functions = devices.into_iter().enumerate();
-    let functions: io::Result<Vec<_>> = functions
-        .map(|(index, device)| connector.connect(index, device))
-        .collect();
-    let functions = functions.map_err(host_error("create the eventfds of a device"))?;
-    let pci = Arc::new(PciBus::new(functions).map_err(VmmError::Slots)?);
+    let pci = Arc::new(bus(devices, &connector)?);
     let events = Arc::new(Events::new(Arc::clone(&vm)));
     let slots = Arc::new(SlotController::new(Arc::clone(&pci), connector, Arc::clone(&events)));
     let clock = Clock::new(Arc::clone(&vm)).map_err(host_error("create a timer"))?;
@@ -320,6 +309,19 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         restored: snapshot.map(|snapshot| Box::new(snapshot.state)),
     };
     event_loop::run(platform, supervisor).map_err(VmmError::Run)
+}
+
+/// The devices on a bus, each with its vectors and its doorbells.
+fn bus(devices: Vec<Box<dyn VirtioDevice>>, connector: &Connector) -> Result<PciBus, VmmError> {
+    let functions = devices.into_iter().enumerate();
+    let functions: io::Result<Vec<_>> = functions
+        .map(|(index, device)| connector.connect(index, device))
+        .collect();
+    let functions = functions.map_err(|source| VmmError::Host {
+        what: "create the eventfds of a device",
+        source,
+    })?;
+    PciBus::new(functions).map_err(VmmError::Slots)
 }
 
 /// What of the configuration is in the PCI slots from 1 on: see [`devices::configured`].

@@ -76,7 +76,7 @@ mod tests {
             (vec![5, 6, 7, 9], vec![(0x5000, 0x3000), (0x9000, 0x1000)]),
             (vec![7, 6, 5], vec![(0x5000, 0x3000)]),
             (vec![5, 5], vec![(0x5000, 0x1000), (0x5000, 0x1000)]),
-            (vec![u32::MAX, 0], vec![(0xffff_ffff_000, 0x1000), (0, 0x1000)]),
+            (vec![u32::MAX, 0], vec![(0x0fff_ffff_f000, 0x1000), (0, 0x1000)]),
         ] {
             let list: Vec<u8> = pages.iter().flat_map(|page: &u32| page.to_le_bytes()).collect();
             let mut runs = Vec::new();

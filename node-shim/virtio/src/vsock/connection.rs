@@ -45,6 +45,10 @@ pub(super) enum FromHost {
 }
 
 /// A connection.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each direction of each side ends by itself"
+)]
 pub(super) struct Connection {
     pub(super) stream: UnixStream,
     pub(super) state: State,
@@ -140,14 +144,12 @@ impl Connection {
                 self.sent = self.sent.wrapping_add(count);
                 FromHost::Data(count)
             }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    self.readable = false;
-                    FromHost::Nothing
-                }
-                io::ErrorKind::Interrupted => FromHost::Nothing,
-                _ => FromHost::Broken,
-            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                FromHost::Nothing
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => FromHost::Nothing,
+            Err(_) => FromHost::Broken,
         }
     }
 

@@ -125,12 +125,14 @@ impl Muxer {
                     let id = self.insert(connection)?;
                     self.greet(id, now);
                 }
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => self.acceptable = false,
-                    io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
-                    // No descriptor left, most likely: the client waits until there is one.
-                    _ => return Ok(()),
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.acceptable = false,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                // No descriptor left, most likely: the client waits until there is one.
+                Err(_) => return Ok(()),
             }
         }
         Ok(())

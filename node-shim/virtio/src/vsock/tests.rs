@@ -273,7 +273,7 @@ fn data_goes_to_the_guest_only_as_far_as_its_credit() {
 fn a_guest_that_sends_more_than_its_credit_is_cut_off_and_a_slow_reader_gets_everything_else() {
     let mut setup = setup();
     let mut host = setup.guest_connects();
-    let block = [9; 32 * 1024];
+    let block = vec![9; 32 * 1024];
     let mut sent = 0;
     let operations = loop {
         setup.send(PORTS, Operation::Data, 0, &block);
@@ -295,7 +295,7 @@ fn what_waits_is_written_when_the_reader_reads_and_the_guest_hears_of_the_room()
     let mut setup = setup();
     let mut host = setup.guest_connects();
     host.set_nonblocking(true).unwrap();
-    let block = [9; 32 * 1024];
+    let block = vec![9; 32 * 1024];
     let mut sent = 0_usize;
     // Up to the point where the socket is full and 32 KiB wait.
     let mut forwarded = 0;

@@ -157,7 +157,7 @@ pub(crate) fn run(socket: &Path, verb: Verb) -> Result<bool, CommandError> {
 }
 
 /// The request, and the file that goes with it.
-fn request(verb: Verb) -> Result<(Request, Option<File>), CommandError> {
+fn request(verb: Verb) -> Result<(Request, Option<OwnedFd>), CommandError> {
     let request = match verb {
         Verb::Status => Request::Status,
         Verb::Power { what } => Request::Power(match what {

@@ -1,10 +1,12 @@
 //! What of a running VM can be changed: vCPUs, memory, the balloon, disks and interfaces.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use node_shim_protocol::control::{AttachDisk, AttachNetwork, BalloonStatistics, FailureKind, Response};
+use node_shim_protocol::control::{AttachDisk, AttachNetwork, BalloonStatistics, Failure, FailureKind};
+use node_shim_virtio::device::VirtioDevice;
 
 use super::EventLoop;
 use crate::config;
@@ -57,42 +59,42 @@ impl Plugged {
     }
 }
 
-fn failed(what: impl ToString) -> Response {
-    Response::error(FailureKind::Failed, what.to_string())
+/// What to say of a change that is not made.
+type Change = Result<(), Failure>;
+
+fn failed(error: impl Error) -> Failure {
+    Failure {
+        kind: FailureKind::Failed,
+        message: error.to_string(),
+    }
 }
 
-fn invalid(what: impl Into<String>) -> Response {
-    Response::error(FailureKind::Invalid, what)
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure {
+        kind: FailureKind::Invalid,
+        message: message.into(),
+    }
 }
 
 impl EventLoop {
     /// Changes the number of vCPUs, the amount of memory, or both. Memory comes first: a guest needs some for each vCPU.
-    pub(super) fn resize(&mut self, machine: &Machine, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Response {
-        if let Some(bytes) = memory_bytes
-            && let Err(response) = self.resize_memory(bytes)
-        {
-            return response;
-        }
+    pub(super) fn resize(&mut self, machine: &Machine, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Change {
+        memory_bytes.map_or(Ok(()), |bytes| self.resize_memory(bytes))?;
         let Some(vcpus) = vcpus else {
-            return Response::Done;
+            return Ok(());
         };
         let max = self.platform.vcpus_max;
         let Some(wanted) = u8::try_from(vcpus).ok().filter(|wanted| (1..=max).contains(wanted)) else {
-            return invalid(format!(
+            return Err(invalid(format!(
                 "the VM can have 1 to {max} vCPUs, not {vcpus}; raise cpu.maxCores and start the VM anew"
-            ));
+            )));
         };
-        match machine.cpus.set(wanted) {
-            Ok(()) => {
-                // A reset keeps what was plugged.
-                self.platform.vcpus = wanted;
-                Response::Done
-            }
-            Err(error) => failed(error),
-        }
+        machine.cpus.set(wanted).map_err(failed)?;
+        self.platform.vcpus = wanted;
+        Ok(())
     }
 
-    fn resize_memory(&self, bytes: u64) -> Result<(), Response> {
+    fn resize_memory(&self, bytes: u64) -> Change {
         let base = self.platform.memory_bytes;
         let max = base + self.platform.later_memory.map_or(0, |range| range.size);
         let Some(plugged) = bytes.checked_sub(base).filter(|_| bytes <= max) else {
@@ -115,29 +117,22 @@ impl EventLoop {
     }
 
     /// Asks the guest for memory.
-    pub(super) fn set_balloon(&self, bytes: u64) -> Response {
-        match self.platform.handles.balloon.set_target(bytes) {
-            Ok(_) => Response::Done,
-            Err(error) => failed(error),
-        }
+    pub(super) fn set_balloon(&self, bytes: u64) -> Change {
+        let target = self.platform.handles.balloon.set_target(bytes);
+        target.map(drop).map_err(failed)
     }
 
     /// What the guest last said of its memory.
-    pub(super) fn balloon_statistics(&self) -> Response {
+    pub(super) fn balloon_statistics(&self) -> Result<BalloonStatistics, Failure> {
         let balloon = &self.platform.handles.balloon;
-        match balloon.statistics() {
-            Ok(last) => {
-                let (statistics, _) = last.unzip();
-                let statistics = statistics.unwrap_or_default();
-                Response::BalloonStatistics(BalloonStatistics {
-                    actual_bytes: balloon.status().actual_bytes,
-                    total_bytes: statistics.total,
-                    free_bytes: statistics.free,
-                    available_bytes: statistics.available,
-                })
-            }
-            Err(error) => failed(error),
-        }
+        let (statistics, _) = balloon.statistics().map_err(failed)?.unzip();
+        let statistics = statistics.unwrap_or_default();
+        Ok(BalloonStatistics {
+            actual_bytes: balloon.status().actual_bytes,
+            total_bytes: statistics.total,
+            free_bytes: statistics.free,
+            available_bytes: statistics.available,
+        })
     }
 
     /// Names of the disks and of the interfaces that the guest has.
@@ -153,59 +148,41 @@ impl EventLoop {
     }
 
     /// Plugs a disk whose open file came with the request.
-    pub(super) fn attach_disk(&mut self, request: AttachDisk, descriptor: Option<OwnedFd>) -> Response {
+    pub(super) fn attach_disk(&mut self, request: AttachDisk, descriptor: Option<OwnedFd>) -> Change {
         let AttachDisk { name, read_only } = request;
-        let Some(descriptor) = descriptor else {
-            return invalid("attach the disk's open file to the request (SCM_RIGHTS)");
-        };
-        let named = match self.free_name(&name, Named::Disk) {
-            Ok(named) => named,
-            Err(response) => return response,
-        };
+        let descriptor =
+            descriptor.ok_or_else(|| invalid("attach the disk's open file to the request (SCM_RIGHTS)"))?;
+        let named = self.free_name(&name, Named::Disk)?;
         let disk = disk::attach(&name, File::from(descriptor), read_only, self.platform.vcpus_max);
-        match disk {
-            Ok(disk) => self.plug(named, Box::new(disk)),
-            Err(error) => failed(error),
-        }
+        self.plug(named, Box::new(disk.map_err(failed)?))
     }
 
     /// Plugs an interface whose tap came with the request.
-    pub(super) fn attach_network(&mut self, request: AttachNetwork, tap: Option<OwnedFd>) -> Response {
+    pub(super) fn attach_network(&mut self, request: AttachNetwork, tap: Option<OwnedFd>) -> Change {
         let AttachNetwork { name, mac, network } = request;
-        let Some(tap) = tap else {
-            return invalid("attach the interface's tap, opened with IFF_VNET_HDR, to the request (SCM_RIGHTS)");
-        };
-        let named = match self.free_name(&name, Named::Interface) {
-            Ok(named) => named,
-            Err(response) => return response,
-        };
+        let tap = tap.ok_or_else(|| {
+            invalid("attach the interface's tap, opened with IFF_VNET_HDR, to the request (SCM_RIGHTS)")
+        })?;
+        let named = self.free_name(&name, Named::Interface)?;
         let checked = config::check_network("network", &network).and_then(|()| config::check_mac("mac", &mac));
-        let mac = match checked {
-            Ok(mac) => mac,
-            Err(error) => return invalid(error.to_string()),
-        };
-        match network::attach(&name, mac, &self.identity.host_name, &network, tap) {
-            Ok(net) => self.plug(named, Box::new(net)),
-            Err(error) => failed(error),
-        }
+        let mac = checked.map_err(|error| invalid(error.to_string()))?;
+        let net = network::attach(&name, mac, &self.identity.host_name, &network, tap);
+        self.plug(named, Box::new(net.map_err(failed)?))
     }
 
     /// Asks the guest to give a device up.
-    pub(super) fn detach(&mut self, name: &Named) -> Response {
+    pub(super) fn detach(&mut self, name: &Named) -> Change {
         let Some(slot) = self.plugged.slot(&self.platform, name) else {
             let (Named::Disk(what) | Named::Interface(what)) = name;
-            return invalid(format!(
+            return Err(invalid(format!(
                 "the VM has no `{what}`; `status` has the names of those that it has"
-            ));
+            )));
         };
         self.plugged.changed = true;
-        match self.platform.slots.unplug(slot) {
-            Ok(()) => Response::Done,
-            Err(error) => failed(error),
-        }
+        self.platform.slots.unplug(slot).map_err(failed)
     }
 
-    fn free_name(&mut self, name: &str, kind: fn(String) -> Named) -> Result<Named, Response> {
+    fn free_name(&mut self, name: &str, kind: fn(String) -> Named) -> Result<Named, Failure> {
         if !config::is_label(name) {
             return Err(invalid(
                 "name: write 1 to 63 lower-case letters, digits and dashes, with a letter or digit at both ends",
@@ -220,16 +197,12 @@ impl EventLoop {
         Ok(named)
     }
 
-    fn plug(&mut self, named: Named, device: Box<dyn node_shim_virtio::device::VirtioDevice>) -> Response {
-        match self.platform.slots.plug(device) {
-            Ok(slot) => {
-                log::line(format_args!("plugged {named:?} into slot {slot}"));
-                self.plugged.changed = true;
-                self.plugged.slots.insert(slot, named);
-                Response::Done
-            }
-            Err(error) => failed(error),
-        }
+    fn plug(&mut self, named: Named, device: Box<dyn VirtioDevice>) -> Change {
+        let slot = self.platform.slots.plug(device).map_err(failed)?;
+        log::line(format_args!("plugged {named:?} into slot {slot}"));
+        self.plugged.changed = true;
+        self.plugged.slots.insert(slot, named);
+        Ok(())
     }
 }
 

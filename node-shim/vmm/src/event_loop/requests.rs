@@ -2,7 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
-use node_shim_protocol::control::{AfterSnapshot, Balloon, FailureKind, Power, Request, Response, VmState, VmStatus};
+use node_shim_protocol::control::{
+    AfterSnapshot, Balloon, Failure, FailureKind, Power, Request, Response, VmState, VmStatus,
+};
 
 use super::hotplug::Named;
 use super::standstill::{Saving, micros};
@@ -17,6 +19,12 @@ enum Reply {
     Later,
     /// With the machine.
     Leave(Next),
+}
+
+impl From<Result<(), Failure>> for Reply {
+    fn from(change: Result<(), Failure>) -> Self {
+        Self::Now(change.map_or_else(Response::Error, |()| Response::Done))
+    }
 }
 
 impl From<Outcome> for Reply {
@@ -89,13 +97,16 @@ impl EventLoop {
                 outcome.into()
             }
             Request::Console => Reply::Now(self.open_console(client)),
-            Request::Resize { vcpus, memory_bytes } => Reply::Now(self.resize(machine, vcpus, memory_bytes)),
-            Request::AttachDisk(disk) => Reply::Now(self.attach_disk(disk, descriptors.into_iter().next())),
-            Request::DetachDisk { name } => Reply::Now(self.detach(&Named::Disk(name))),
-            Request::AttachNetwork(network) => Reply::Now(self.attach_network(network, descriptors.into_iter().next())),
-            Request::DetachNetwork { name } => Reply::Now(self.detach(&Named::Interface(name))),
-            Request::Balloon(Balloon::Target { bytes }) => Reply::Now(self.set_balloon(bytes)),
-            Request::Balloon(Balloon::Statistics) => Reply::Now(self.balloon_statistics()),
+            Request::Resize { vcpus, memory_bytes } => self.resize(machine, vcpus, memory_bytes).into(),
+            Request::AttachDisk(disk) => self.attach_disk(disk, descriptors.into_iter().next()).into(),
+            Request::DetachDisk { name } => self.detach(&Named::Disk(name)).into(),
+            Request::AttachNetwork(network) => self.attach_network(network, descriptors.into_iter().next()).into(),
+            Request::DetachNetwork { name } => self.detach(&Named::Interface(name)).into(),
+            Request::Balloon(Balloon::Target { bytes }) => self.set_balloon(bytes).into(),
+            Request::Balloon(Balloon::Statistics) => Reply::Now(match self.balloon_statistics() {
+                Ok(statistics) => Response::BalloonStatistics(statistics),
+                Err(failure) => Response::Error(failure),
+            }),
         }
     }
 

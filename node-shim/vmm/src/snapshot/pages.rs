@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn memory_comes_back_and_untouched_pages_are_holes() {
         let bytes = 64_u64 << 20;
-        let memory = memory::map(bytes, None).unwrap();
+        let memory = memory::map(bytes, None, None).unwrap();
         for at in [0, 4096 * 3 + 5, (1 << 20) - 1, bytes - 8] {
             memory.write_slice(b"mark", GuestAddress(at.min(bytes - 4))).unwrap();
         }
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(file.metadata().unwrap().len(), bytes);
         assert!(file.metadata().unwrap().blocks() * 512 < 1 << 20);
 
-        let back = memory::map_file(bytes, None, &file).unwrap();
+        let back = memory::map(bytes, None, Some(&file)).unwrap();
         for at in [0, 4096 * 3 + 5, (1 << 20) - 1, bytes - 8] {
             let mut mark = [0; 4];
             back.read_slice(&mut mark, GuestAddress(at)).unwrap();

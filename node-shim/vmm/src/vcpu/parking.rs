@@ -55,7 +55,7 @@ impl Parking {
     pub(super) fn wait(&self, gate: &Gate) -> bool {
         if self.state.load(Ordering::Acquire) == PARKED {
             let guard = lock(&self.lock);
-            let parked = |_: &mut ()| self.state.load(Ordering::Acquire) == PARKED && !gate.is_stopped();
+            let parked = |(): &mut ()| self.state.load(Ordering::Acquire) == PARKED && !gate.is_stopped();
             // A panic elsewhere would have ended the process.
             drop(self.changed.wait_while(guard, parked));
         }
