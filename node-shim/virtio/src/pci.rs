@@ -327,7 +327,19 @@ impl VirtioPci {
         let connected = self.activator.connect(&doorbells, &slot.device.host_sources());
         connected.map_err(|error| self.host_error("connect its doorbells", error))?;
         self.function().kicks = kicks;
+        if !slot.paused {
+            self.kick_all();
+        }
         Ok(())
+    }
+
+    /// Has the device look at every queue. Drivers offer buffers, and kick, while they start the device: before there is a doorbell
+    /// (virtio 1.2, 3.1.1, step 7).
+    fn kick_all(&self) {
+        for kick in self.function().kicks.iter().flatten() {
+            // Full means that the device has yet to see the last kick.
+            let _ = kick.write(1);
+        }
     }
 
     /// Gives each enabled queue its eventfd: one end for the device, one for the doorbell.

@@ -279,7 +279,8 @@ impl BusDevice for CpuController {
     fn write(&self, offset: u64, data: &[u8]) {
         let effect = lock(&self.registers).write(offset, data);
         match effect {
-            Effect::None | Effect::Outcome { status: 0, .. } => {}
+            // Success, or ejection in progress (ACPI 6.4, table 6.14).
+            Effect::None | Effect::Outcome { status: 0 | 0x84, .. } => {}
             Effect::Eject(index) => {
                 if let Some(Some(one)) = lock(&self.running).get(usize::from(index)) {
                     one.parking.park();

@@ -43,10 +43,7 @@ impl VirtioPci {
             return;
         }
         slot.device.resume();
-        for kick in self.function().kicks.iter().flatten() {
-            // Full means that the event loop will come anyway.
-            let _ = kick.write(1);
-        }
+        self.kick_all();
         for index in 0..slot.device.host_sources().len() {
             if slot.phase == Phase::Running
                 && let Err(error) = slot.device.handle(Event::Host(index))
