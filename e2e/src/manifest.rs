@@ -33,7 +33,10 @@ pub fn debian_vm(namespace: &str, name: &str, user_data: &str) -> Value {
     let mut vm = small_vm(namespace, name);
     let spec = &mut vm["spec"];
     spec["memory"]["size"] = json!("512Mi");
-    spec["boot"]["kernel"]["commandLine"] = json!("root=/dev/vda rw console=ttyS0");
+    // What the disk's own boot loader would start.
+    if let Some(spec) = spec.as_object_mut() {
+        spec.remove("boot");
+    }
     spec["disks"] = json!([{"name": "root", "image": {"image": GUEST_IMAGE, "path": "/disk/disk.img"}}]);
     spec["cloudInit"] = json!({"userData": user_data});
     spec["podMetadata"] = json!({"labels": {"app": name}});

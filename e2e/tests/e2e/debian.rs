@@ -27,6 +27,12 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
         .await;
     runner.case("kubectl logs shows the kernel's boot", logs(cluster)).await;
     runner
+        .case("the status says which kernel of the disk was started", kernel(cluster))
+        .await;
+    runner
+        .case("the VM can be asked, paused and resumed in its pod", control(cluster))
+        .await;
+    runner
         .case(
             "a pod on the other node gets the VM's page through its Service",
             service_by_name(cluster),
@@ -97,12 +103,36 @@ async fn becomes_ready(cluster: &Cluster, key: &SshKey) -> Result<()> {
 
 async fn logs(cluster: &Cluster) -> Result<()> {
     let log = cluster.kubectl(&["logs", "-n", NAMESPACE, VM]).await?;
-    for line in ["Linux version", "Debian", "Command line: root=/dev/vda"] {
+    for line in ["Linux version", "Debian", "root=/dev/vda rw console=ttyS0"] {
         ensure!(
             log.contains(line),
             "the log does not show {line:?}:\n{}",
             log.chars().take(2000).collect::<String>()
         );
+    }
+    Ok(())
+}
+
+async fn kernel(cluster: &Cluster) -> Result<()> {
+    let table = cluster
+        .kubectl(&["get", "vm", "-n", NAMESPACE, VM, "-o", "wide"])
+        .await?;
+    ensure!(table.contains("KERNEL") && table.contains("/boot/vmlinuz-"), "{table}");
+    Ok(())
+}
+
+async fn control(cluster: &Cluster) -> Result<()> {
+    for (verb, expected) in [
+        ("status", "\"state\":\"Running\""),
+        ("pause", "done"),
+        ("status", "\"state\":\"Paused\""),
+        ("resume", "done"),
+        ("status", "\"disks\":[\"root\"],\"interfaces\":[\"default\"]"),
+    ] {
+        let answer = cluster
+            .kubectl(&["exec", "-n", NAMESPACE, VM, "--", "/node-shim", "control", verb])
+            .await?;
+        ensure!(answer.contains(expected), "{verb}: {answer}");
     }
     Ok(())
 }

@@ -101,7 +101,8 @@ impl Cpus {
     pub fn want(&mut self, wanted: u8) -> Change {
         let wanted = wanted.clamp(1, self.max());
         let mut change = Change::default();
-        for (index, cpu) in (0_u8..).zip(&mut self.processors) {
+        // The index comes second: one after 254 cannot be counted.
+        for (cpu, index) in self.processors.iter_mut().zip(0_u8..) {
             match (index < wanted, cpu.present) {
                 (true, false) => change.plug.push(index),
                 (true, true) => cpu.removing = false,
@@ -255,5 +256,14 @@ mod tests {
         assert_eq!(Cpus::restore(&cpus, 3), Some(cpus.clone()));
         assert_eq!(Cpus::restore(&cpus, 4), None);
         assert_eq!(Cpus::restore(&Cpus::new(0, 3), 3), None);
+    }
+
+    #[test]
+    fn the_most_that_can_be_counted_come_and_go() {
+        let mut cpus = Cpus::new(1, u8::MAX);
+        assert_eq!(cpus.want(u8::MAX).plug.len(), 254);
+        (1..u8::MAX).for_each(|index| cpus.plug(index));
+        assert_eq!(cpus.present(), u8::MAX);
+        assert!(cpus.want(1).notify);
     }
 }

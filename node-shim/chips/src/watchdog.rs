@@ -1,4 +1,4 @@
-//! A watchdog timer for the driver `wdat_wdt`, which an ACPI WDAT table tells how to use it (docs/adr/0003-watchdog.md).
+//! A watchdog timer for the driver `wdat_wdt`, which an ACPI WDAT table tells how to use it (docs/adr/0004-watchdog.md).
 //!
 //! | offset | register | |
 //! |---|---|---|

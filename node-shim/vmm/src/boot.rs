@@ -133,15 +133,16 @@ pub(crate) enum BootSource {
 }
 
 impl BootSource {
-    /// Opens what the configuration says, and looks at it. `disks` are the VM's, in the guest's order.
-    pub(crate) fn open(config: &CheckedConfig, disks: &[Block]) -> Result<Self, BootError> {
+    /// Opens what the configuration says, and looks at it. `disks` are the VM's, in the guest's order. `running` is what a VM that was saved
+    /// runs ([`Self::found`]).
+    pub(crate) fn open(config: &CheckedConfig, disks: &[Block], running: Option<&str>) -> Result<Self, BootError> {
         match &config.boot {
             Boot::Kernel(boot) => KernelFiles::open(boot).map(Self::Kernel),
             Boot::Disk { index } => {
                 let (Some(disk), Some(block)) = (config.disks.get(*index), disks.get(*index)) else {
                     return Err(BootError::NoDisk);
                 };
-                BootDisk::open(&disk.name, block.storage(), &config.scratch).map(Self::Disk)
+                BootDisk::open(&disk.name, block.storage(), &config.scratch, running).map(Self::Disk)
             }
         }
     }

@@ -247,7 +247,7 @@ impl CpuController {
     /// The registers, and each vCPU that was ever there. All are at rest.
     pub(crate) fn save(&self, host: &saved::Host<'_>) -> Result<(Cpus, Vec<SavedVcpu>), (u8, VcpuStateError)> {
         let mut vcpus = Vec::new();
-        for (index, one) in (0..).zip(lock(&self.running).iter()) {
+        for (one, index) in lock(&self.running).iter().zip(0..) {
             if let Some(one) = one {
                 let state = saved::save(&one.vcpu.descriptor(), one.vcpu.cpuid(), host);
                 let state = state.map_err(|source| (index, source))?;

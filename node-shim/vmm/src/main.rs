@@ -87,8 +87,8 @@ enum Command {
     },
     /// Asks a running VM for something, and prints the answer in JSON.
     Control {
-        /// The VM's control socket.
-        #[arg(long)]
+        /// The VM's control socket: inside its pod the usual one.
+        #[arg(long, default_value = concat!("/scratch", "/control.sock"))]
         socket: PathBuf,
         #[command(subcommand)]
         verb: Verb,

@@ -217,7 +217,8 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
 
     let Start { text, config, snapshot } = start(&options.origin)?;
     let disks = disk::open_all(&config).map_err(VmmError::Disk)?;
-    let boot = BootSource::open(&config, &disks).map_err(VmmError::Boot)?;
+    let running = snapshot.as_ref().map(|snapshot| snapshot.state.kernel.as_str());
+    let boot = BootSource::open(&config, &disks, running).map_err(VmmError::Boot)?;
     let seed = config.cloud_init.as_ref().map(seed::disk).transpose();
     let seed = seed.map_err(VmmError::CloudInit)?;
 

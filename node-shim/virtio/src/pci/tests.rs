@@ -155,7 +155,11 @@ fn a_driver_starts_the_device_and_gets_an_interrupt() {
     machine.start();
     assert_eq!(machine.status(), 15);
     assert_eq!(machine.activator.doorbells(), [(u64::from(BAR) + 0x2000, 0)]);
-    assert_eq!(machine.activator.kicked(), [0], "a kick from before DRIVER_OK is not lost");
+    assert_eq!(
+        machine.activator.kicked(),
+        [0],
+        "a kick from before DRIVER_OK is not lost"
+    );
     machine.write(0x2000, &0_u16.to_le_bytes());
     assert_eq!(machine.activator.kicked(), [0]);
     let mut queue = QUEUE;

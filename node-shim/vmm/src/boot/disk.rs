@@ -46,8 +46,13 @@ impl Disk for Contents {
 }
 
 impl BootDisk {
-    /// Looks for a kernel on a disk, and reads it.
-    pub(super) fn open(name: &str, storage: &Arc<dyn Storage>, scratch: &Path) -> Result<Self, BootError> {
+    /// Looks for a kernel on a disk, and reads it. A VM that was saved needs it only at its next reset: `running` says what it runs.
+    pub(super) fn open(
+        name: &str,
+        storage: &Arc<dyn Storage>,
+        scratch: &Path,
+        running: Option<&str>,
+    ) -> Result<Self, BootError> {
         let disk = Self {
             name: name.to_owned(),
             storage: Arc::clone(storage),
@@ -55,8 +60,12 @@ impl BootDisk {
             found: Mutex::default(),
             first: Mutex::default(),
         };
-        let files = disk.look()?;
-        *lock(&disk.first) = Some(files);
+        if let Some(running) = running {
+            running.clone_into(&mut lock(&disk.found));
+        } else {
+            let files = disk.look()?;
+            *lock(&disk.first) = Some(files);
+        }
         Ok(disk)
     }
 

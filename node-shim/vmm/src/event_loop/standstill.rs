@@ -136,6 +136,7 @@ impl EventLoop {
             booted: self.state.booted(),
             boot_time_ms: self.boot_time_ms,
             resets: self.resets,
+            kernel: self.platform.boot.found().unwrap_or_default(),
             memory_bytes: memory::mapped_bytes(self.platform.memory_bytes, self.platform.later_memory),
             disks: self.identity.disk_files.clone(),
             clock: saved.clock,

@@ -42,6 +42,8 @@ pub(crate) struct VmState {
     pub(crate) boot_time_ms: u64,
     /// Resets of the guest.
     pub(crate) resets: u64,
+    /// What was found on the disk that the VM boots from; empty where it boots from files.
+    pub(crate) kernel: String,
     /// Bytes of the memory file: RAM, and after it the range of memory that is plugged later.
     pub(crate) memory_bytes: u64,
     /// Files of the disks: names in the folder and in the scratch directory.
@@ -229,6 +231,7 @@ mod tests {
             booted: true,
             boot_time_ms: 1,
             resets: 2,
+            kernel: "/boot/vmlinuz".to_owned(),
             memory_bytes: 1 << 30,
             disks: vec!["root.overlay".to_owned()],
             clock: ClockState {

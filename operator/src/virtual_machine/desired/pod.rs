@@ -144,7 +144,16 @@ fn pod_spec(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> PodSpec {
 
 fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container {
     let agent_socket = format!("{}/{}", paths::AGENT_DIR, paths::AGENT_SOCKET);
-    let args = ["run", "--config", paths::CONFIG_FILE, "--agent", &agent_socket];
+    let control_socket = format!("{}/{}", paths::SCRATCH_DIR, paths::CONTROL_SOCKET);
+    let args = [
+        "run",
+        "--config",
+        paths::CONFIG_FILE,
+        "--agent",
+        &agent_socket,
+        "--control",
+        &control_socket,
+    ];
     Container {
         name: CONTAINER.to_owned(),
         image: Some(shim_image.to_owned()),
