@@ -117,7 +117,10 @@ async fn kernel(cluster: &Cluster) -> Result<()> {
     let table = cluster
         .kubectl(&["get", "vm", "-n", NAMESPACE, VM, "-o", "wide"])
         .await?;
-    ensure!(table.contains("KERNEL") && table.contains("/boot/vmlinuz-"), "{table}");
+    ensure!(
+        table.contains("KERNEL") && table.contains("from /boot/grub/grub.cfg on the whole disk"),
+        "{table}"
+    );
     Ok(())
 }
 
