@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -243,12 +243,8 @@ impl EventLoop {
     fn register(&mut self) -> io::Result<()> {
         self.poll.add(self.signals.as_fd(), EventFlags::IN, Source::Signals)?;
         let mailbox = self.platform.mailbox.descriptor();
-        // SAFETY: the mailbox lives as long as the platform, which lives as long as the event loop.
-        let mailbox = unsafe { BorrowedFd::borrow_raw(mailbox) };
         self.poll.add(mailbox, EventFlags::IN, Source::Mailbox)?;
-        let drained = std::os::fd::AsRawFd::as_raw_fd(self.platform.input_drained.as_ref());
-        // SAFETY: as above.
-        let drained = unsafe { BorrowedFd::borrow_raw(drained) };
+        let drained = self.platform.input_drained.as_fd();
         self.poll.add(drained, EventFlags::IN, Source::StdinDrained)?;
         self.poll
             .add(self.platform.clock.as_fd(), EventFlags::IN, Source::Clock)?;
@@ -310,7 +306,7 @@ impl EventLoop {
             Source::Stdin => self.read_stdin(machine),
             Source::StdinDrained => {
                 // Read only to empty it.
-                let _ = self.platform.input_drained.read();
+                self.platform.input_drained.clear();
                 self.poll_stdin()?;
                 self.pass_console_input(machine);
             }

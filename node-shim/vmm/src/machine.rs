@@ -6,7 +6,7 @@ use node_shim_chips::cpus::Cpus;
 use node_shim_protocol::ExitReason;
 use node_shim_virtio::console::Port;
 use node_shim_virtio::device::Memory;
-use vmm_sys_util::eventfd::EventFd;
+use node_shim_virtio::wake::Wake;
 
 use crate::acpi::{self, AcpiError, Description};
 use crate::boot::{BootError, BootSource};
@@ -107,7 +107,7 @@ pub(crate) struct Platform {
     /// The host's end of the virtio console.
     pub(crate) console: Port,
     /// Signalled when the guest has read all input.
-    pub(crate) input_drained: Arc<EventFd>,
+    pub(crate) input_drained: Arc<Wake>,
     /// Where vCPUs and devices tell what happened.
     pub(crate) mailbox: Arc<Mailbox>,
 }

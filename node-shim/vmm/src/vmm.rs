@@ -22,7 +22,7 @@ use node_shim_protocol::{ExitReason, VmConfig};
 use node_shim_virtio::console::{Console, Port};
 use node_shim_virtio::device::VirtioDevice;
 use node_shim_virtio::net::Net;
-use vmm_sys_util::eventfd::EventFd;
+use node_shim_virtio::wake::Wake;
 
 use crate::agent::{self, AgentError, Link};
 use crate::boot::{BootError, BootSource};
@@ -35,7 +35,6 @@ use crate::devices::network::NetworkError;
 use crate::devices::seed::CloudInitError;
 use crate::devices::vsock::{self, VsockError};
 use crate::devices::{self, Connector, disk, network, seed};
-use crate::event_loop::hotplug::Named;
 use crate::event_loop::{self, Ending, Identity, RunError, Supervisor};
 use crate::events::Events;
 use crate::kvm::{Host, KvmError};
@@ -244,9 +243,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let output = output.map_err(host_error("start the console"))?;
     let control = options.control.as_deref().map(Server::bind).transpose();
     let control = control.map_err(VmmError::Control)?;
-    let input_drained =
-        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host_error("create an eventfd"))?;
-    let input_drained = Arc::new(input_drained);
+    let input_drained = Arc::new(Wake::new().map_err(host_error("create an eventfd"))?);
     let port = Port::new(Arc::clone(&input_drained)).map_err(host_error("create an eventfd"))?;
     let console = Console::new(port.clone(), Box::new(output.clone()));
     let mut devices = devices::configured(disks, seed, nets);
@@ -300,7 +297,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         grace: config.grace,
         identity: Identity {
             disk_files: disk::file_names(&config),
-            devices: named(&config),
+            devices: devices::named(&config),
             host_name: config.guest_host_name().to_owned(),
             name: config.name,
             config: text,
@@ -323,15 +320,6 @@ fn bus(devices: Vec<Box<dyn VirtioDevice>>, connector: &Connector) -> Result<Pci
         source,
     })?;
     PciBus::new(functions).map_err(VmmError::Slots)
-}
-
-/// What of the configuration is in the PCI slots from 1 on: see [`devices::configured`].
-fn named(config: &CheckedConfig) -> Vec<Option<Named>> {
-    let disks = config.disks.iter().map(|disk| Some(Named::Disk(disk.name.clone())));
-    let seed = config.cloud_init.iter().map(|_| None);
-    let interfaces = config.interfaces.iter();
-    let interfaces = interfaces.map(|interface| Some(Named::Interface(interface.name.clone())));
-    disks.chain(seed).chain(interfaces).collect()
 }
 
 /// What only the host can give.

@@ -105,10 +105,10 @@ impl EventLoop {
     }
 
     fn start_writer(&mut self, machine: &Machine) -> Result<(), String> {
-        if self.plugged.changed() {
+        if !self.has_configured_devices() {
             return Err(
-                "devices were attached to or detached from the VM since its start, which a snapshot cannot have yet; start the VM anew \
-                 with the devices that it shall have"
+                "the VM has not the disks and interfaces of its configuration, which a snapshot would start it with; detach those that \
+                 were attached later, or start the VM anew"
                     .to_owned(),
             );
         }
