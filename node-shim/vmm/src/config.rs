@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use node_shim_protocol::VmConfig;
-use node_shim_protocol::config::{self as protocol, CloudInit};
+use node_shim_protocol::config::{self as protocol, CloudInit, HugePages};
 use node_shim_virtio::rate_limit::{self, Limits};
 
 pub(crate) use self::disk::Disk;
@@ -85,6 +85,8 @@ pub(crate) struct CheckedConfig {
     pub(crate) boot: Boot,
     /// With what is plugged later; at least `memory_bytes`.
     pub(crate) memory_max_bytes: u64,
+    /// Where memory comes from; its sizes are whole pages of it.
+    pub(crate) huge_pages: Option<HugePages>,
     /// Stream sockets.
     pub(crate) vsock: Option<Vsock>,
     /// In the guest's order.
@@ -223,6 +225,7 @@ pub(crate) fn check(config: VmConfig) -> Result<CheckedConfig, ConfigError> {
         vcpus_max,
         memory_bytes,
         memory_max_bytes,
+        huge_pages: memory.huge_pages,
         vsock: vsock.map(check_vsock).transpose()?,
         boot: check_boot(boot, &disks)?,
         disks,
@@ -306,6 +309,19 @@ fn check_memory(memory: &protocol::Memory) -> Result<(u64, u64), ConfigError> {
                 memory.size_bytes
             ),
         );
+    }
+    if let Some(pages) = memory.huge_pages {
+        for (field, bytes) in [("sizeBytes", memory.size_bytes), ("maxSizeBytes", max_bytes)] {
+            if !bytes.is_multiple_of(pages.bytes()) {
+                return refuse(
+                    format!("memory.{field}"),
+                    format!(
+                        "is {bytes}; write a multiple of {} (memory.hugePages is {pages})",
+                        pages.bytes()
+                    ),
+                );
+            }
+        }
     }
     Ok((memory.size_bytes / layout::PAGE_SIZE * layout::PAGE_SIZE, max_bytes))
 }

@@ -191,8 +191,7 @@ fn start(origin: &Origin) -> Result<Start, VmmError> {
             let snapshot = folder::open(folder).map_err(VmmError::Snapshot)?;
             let parsed = config::parse(folder, &snapshot.state.config, scratch.as_deref());
             let (config, checked) = parsed.map_err(VmmError::Config)?;
-            let later = memory::later_range(checked.memory_bytes, checked.memory_max_bytes);
-            if memory::mapped_bytes(checked.memory_bytes, later) != snapshot.state.memory_bytes {
+            if memory::Plan::of(&checked).mapped_bytes() != snapshot.state.memory_bytes {
                 return Err(VmmError::Snapshot(SnapshotError::Inconsistent {
                     what: "memory",
                     problem: "is not as large as its configuration says".to_owned(),
@@ -229,9 +228,9 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         });
     }
 
-    let later_memory = memory::later_range(config.memory_bytes, config.memory_max_bytes);
+    let memory_plan = memory::Plan::of(&config);
     let saved = snapshot.as_ref().map(|snapshot| &snapshot.memory);
-    let memory = memory::map(config.memory_bytes, later_memory, saved).map_err(VmmError::Memory)?;
+    let memory = memory::map(&memory_plan, saved).map_err(VmmError::Memory)?;
     let vm = host.create_vm(&memory).map_err(VmmError::Kvm)?;
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
@@ -247,7 +246,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let port = Port::new(Arc::clone(&input_drained)).map_err(host_error("create an eventfd"))?;
     let console = Console::new(port.clone(), Box::new(output.clone()));
     let mut devices = devices::configured(disks, seed, nets);
-    let handles = devices::add_common(&mut devices, &memory, later_memory, console, vsock)
+    let handles = devices::add_common(&mut devices, &memory, memory_plan.later, console, vsock)
         .map_err(host_error("create the eventfds of a device"))?;
     let connector = Connector {
         memory: Arc::clone(&memory),
@@ -265,8 +264,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         host,
         vm,
         memory,
-        memory_bytes: config.memory_bytes,
-        later_memory,
+        memory_plan,
         vcpus: config.vcpus,
         vcpus_max: config.vcpus_max,
         boot,

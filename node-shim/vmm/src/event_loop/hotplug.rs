@@ -101,8 +101,8 @@ impl EventLoop {
     }
 
     fn resize_memory(&self, bytes: u64) -> Change {
-        let base = self.platform.memory_bytes;
-        let max = base + self.platform.later_memory.map_or(0, |range| range.size);
+        let base = self.platform.memory_plan.size_bytes;
+        let max = self.platform.memory_plan.mapped_bytes();
         let Some(plugged) = bytes.checked_sub(base).filter(|_| bytes <= max) else {
             return Err(invalid(format!(
                 "the VM can have {base} to {max} bytes of memory, not {bytes}; change memory.sizeBytes or memory.maxSizeBytes and start \
@@ -119,7 +119,7 @@ impl EventLoop {
     /// Bytes of memory that the guest has.
     pub(super) fn memory_bytes(&self) -> u64 {
         let mem = self.platform.handles.mem.as_ref();
-        self.platform.memory_bytes + mem.map_or(0, |mem| mem.status().plugged_bytes)
+        self.platform.memory_plan.size_bytes + mem.map_or(0, |mem| mem.status().plugged_bytes)
     }
 
     /// Asks the guest for memory.
