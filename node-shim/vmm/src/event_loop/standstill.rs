@@ -129,7 +129,6 @@ impl EventLoop {
 
     /// Everything of the VM but memory and disks.
     fn saved(&self, machine: &Machine) -> Result<SavedVm, String> {
-        let saved = machine.save(&self.platform).map_err(|error| error.to_string())?;
         Ok(SavedVm {
             config: self.identity.config.clone(),
             booted: self.state.booted(),
@@ -138,18 +137,7 @@ impl EventLoop {
             kernel: self.platform.boot.found().unwrap_or_default(),
             memory_bytes: self.platform.memory_plan.mapped_bytes(),
             disks: self.identity.disk_files.clone(),
-            clock: saved.clock,
-            chips: saved.chips,
-            cpus: saved.cpus,
-            vcpus: saved.vcpus,
-            serial: saved.serial,
-            power: saved.power,
-            rtc: saved.rtc,
-            watchdog: saved.watchdog,
-            slots: saved.slots,
-            happened: saved.happened,
-            pci_address: saved.pci_address,
-            functions: saved.functions,
+            machine: machine.save(&self.platform).map_err(|error| error.to_string())?,
         })
     }
 
@@ -190,11 +178,11 @@ impl EventLoop {
 
     /// Starts the machine as it was saved.
     pub(super) fn restore(&mut self, saved: &SavedVm) -> Result<Machine, RunError> {
-        let machine = Machine::restore(&self.platform, saved).map_err(RunError::Machine)?;
+        let machine = Machine::restore(&self.platform, &saved.machine).map_err(RunError::Machine)?;
         self.started = Instant::now();
         self.boot_time_ms = saved.boot_time_ms;
         self.resets = saved.resets;
-        self.platform.vcpus = saved.cpus.present();
+        self.platform.vcpus = saved.machine.cpus.present();
         self.state = VmState::restored(saved.booted);
         // Drivers that were there before: nobody has to be told.
         self.platform.mailbox.take();
