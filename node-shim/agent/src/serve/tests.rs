@@ -198,7 +198,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     node.allocate("0", "shop/hostile");
     node.allocate("1", "shop/honest");
     let null = std::fs::File::open("/dev/null").unwrap();
-    let resume = serde_json::to_vec(&Request::Resume {
+    let resume_packet = serde_json::to_vec(&Request::Resume {
         version: VERSION,
         status: status(GuestState::Running),
     })
@@ -218,7 +218,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
         assert!(matches!(shim.hear().await, Answer::HungUp));
     }
     let later_packets: [Vec<u8>; 3] = [
-        resume.clone(),
+        resume_packet.clone(),
         serde_json::to_vec(&Request::Status(GuestStatus {
             memory_bytes: u64::MAX,
             ..status(GuestState::Running)
@@ -228,7 +228,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     ];
     for packet in later_packets {
         let shim = Shim::connect(&node, "0").await;
-        shim.send(&resume, &[]).await;
+        shim.send(&resume_packet, &[]).await;
         shim.send(&packet, &[]).await;
         assert!(matches!(shim.hear().await, Answer::HungUp));
     }
