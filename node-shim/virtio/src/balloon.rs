@@ -15,7 +15,7 @@ use self::handle::{PAGE_SHIFT, Shared};
 use crate::buffers::{Buffers, Room};
 use crate::chain::Chain;
 use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, Memory, VirtioDevice, read_config_bytes};
-use crate::discard::{discard, total_bytes};
+use crate::discard::{discard, is_from_pool, total_bytes};
 use crate::ring::{Ring, Step};
 use crate::state::{DeviceState, QueuePosition, RestoreError, SavedDevice};
 use crate::transport::Interrupts;
@@ -48,6 +48,8 @@ pub struct Balloon {
     chain: Chain,
     room: Room,
     restored: Option<u16>,
+    /// Whether pages that the guest does without are the host's again.
+    gives_back: bool,
 }
 
 /// What a live device has.
@@ -83,6 +85,7 @@ impl Balloon {
             chain: Chain::default(),
             room: Room::default(),
             restored: None,
+            gives_back: !is_from_pool(memory),
         };
         Ok((balloon, BalloonHandle::new(shared)))
     }
@@ -187,7 +190,8 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        FEATURE_STATISTICS | FEATURE_DEFLATE_ON_OOM | FEATURE_REPORTING
+        let reporting = if self.gives_back { FEATURE_REPORTING } else { 0 };
+        FEATURE_STATISTICS | FEATURE_DEFLATE_ON_OOM | reporting
     }
 
     fn queue_max_sizes(&self) -> &[u16] {

@@ -9,7 +9,14 @@ use crate::device::Memory;
 /// Bytes of a host page (x86-64).
 pub const PAGE_BYTES: u64 = 4096;
 
-/// Discards the whole pages of a range, all of which must be guest memory. Returns the bytes that were discarded.
+/// Whether guest memory is of the host's pool of huge pages. What such a mapping gives back is anybody's: its own next access may then find
+/// the pool empty, which kills it (hugetlbfs_reserv.rst). So nothing is given back.
+pub fn is_from_pool(memory: &Memory) -> bool {
+    memory.iter().any(|region| region.flags() & libc::MAP_HUGETLB != 0)
+}
+
+/// Discards the whole pages of a range, all of which must be guest memory. Returns the bytes that were discarded: none where memory
+/// [`is_from_pool`].
 ///
 /// # Errors
 /// `InvalidInput` when a byte of the range is not guest memory: then nothing was discarded. Otherwise of `madvise(2)`.
@@ -21,7 +28,7 @@ pub fn discard(memory: &Memory, address: GuestAddress, length: u64) -> io::Resul
     if !GuestMemoryBackend::check_range(memory, address, bytes) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    if start >= end_page {
+    if start >= end_page || is_from_pool(memory) {
         return Ok(0);
     }
     let whole = usize::try_from(end_page - start).map_err(io::Error::other)?;
@@ -42,6 +49,8 @@ pub fn total_bytes(memory: &Memory) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{GuestRegionMmap, MmapRegion};
+
     use super::*;
     use crate::testing::driver::{peek, put};
     use crate::testing::{MEMORY_BYTES, guest_memory};
@@ -56,6 +65,27 @@ mod tests {
         assert_eq!(peek(&memory, 0x3000, 1), [7]);
         assert_eq!(discard(&memory, GuestAddress(0x3001), 0xffe).unwrap(), 0);
         assert_eq!(peek(&memory, 0x3000, 0x1000), vec![7; 0x1000]);
+    }
+
+    #[test]
+    fn what_is_of_the_pool_of_huge_pages_stays() {
+        let plain = guest_memory();
+        put(&plain, 0, &[7; 0x1000]);
+        let region = plain.iter().next().unwrap();
+        // SAFETY: the mapping is `plain`'s, which lives longer. Its flags are not its own: what is tested is that they are looked at.
+        let mapping = unsafe {
+            MmapRegion::<()>::build_raw(
+                region.as_ptr(),
+                MEMORY_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB,
+            )
+        };
+        let region = GuestRegionMmap::new(mapping.unwrap(), GuestAddress(0)).unwrap();
+        let memory = Memory::from_regions(vec![region]).unwrap();
+        assert!(is_from_pool(&memory) && !is_from_pool(&plain));
+        assert_eq!(discard(&memory, GuestAddress(0), 0x1000).unwrap(), 0);
+        assert_eq!(peek(&memory, 0, 0x1000), vec![7; 0x1000]);
     }
 
     #[test]

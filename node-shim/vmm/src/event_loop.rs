@@ -460,7 +460,7 @@ impl EventLoop {
         self.platform.events.power_on();
         self.platform.clock.power_on();
         self.platform.watchdog.power_on();
-        memory::clear(&self.platform.memory, self.platform.memory_plan.huge_pages).map_err(RunError::Memory)?;
+        memory::clear(&self.platform.memory).map_err(RunError::Memory)?;
         self.mapped_file = false;
         self.platform.vm.reset(&self.platform.host).map_err(RunError::Kvm)?;
         // What the last life still had to say is of no interest to this one, but for a request to stop.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use node_shim_protocol::config::HugePages;
 use node_shim_virtio::device::Memory;
+use node_shim_virtio::discard::is_from_pool;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
     MmapRegion,
@@ -41,8 +42,8 @@ pub(crate) enum MemoryError {
         /// Why.
         source: io::Error,
     },
-    /// The contents of memory cannot be read.
-    #[error("failed to read {bytes} bytes of guest memory from their file: {source}")]
+    /// The contents of memory cannot be read, or not written.
+    #[error("failed to fill {bytes} bytes of guest memory: {source}")]
     Fill {
         /// Size of the region.
         bytes: u64,
@@ -195,7 +196,9 @@ pub(crate) fn map(plan: &Plan, file: Option<&File>) -> Result<Arc<Memory>, Memor
     use rustix::mm::{MapFlags, ProtFlags, mmap};
     if let Some(pages) = plan.huge_pages {
         let memory = map_ranges(plan, |bytes| map_huge(bytes, pages))?;
-        file.map_or(Ok(()), |file| fill(&memory, file))?;
+        if let Some(file) = file {
+            fill(&memory, file)?;
+        }
         return Ok(Arc::new(memory));
     }
     let mut offset = 0;
@@ -230,11 +233,28 @@ fn fill(memory: &Memory, mut file: &File) -> Result<(), MemoryError> {
     Ok(())
 }
 
+fn write_zeros(memory: &Memory) -> Result<(), MemoryError> {
+    let zeros = vec![0; HUGE_PAGE];
+    for region in memory.iter() {
+        for offset in (0..region.len()).step_by(HUGE_PAGE) {
+            // A region is whole huge pages.
+            let written = region.write_slice(&zeros, MemoryRegionAddress(offset));
+            written.map_err(|source| MemoryError::Fill {
+                bytes: region.len(),
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Maps each range with `map`.
 fn map_ranges(
     plan: &Plan,
     mut map: impl FnMut(usize) -> rustix::io::Result<*mut std::ffi::c_void>,
 ) -> Result<Memory, MemoryError> {
+    // What `is_from_pool` looks at.
+    let kind = plan.huge_pages.map_or(libc::MAP_NORESERVE, |_| libc::MAP_HUGETLB);
     let mut regions = Vec::new();
     for range in ram_ranges(plan.size_bytes).into_iter().chain(plan.later) {
         let bytes = usize::try_from(range.size).map_err(|error| MemoryError::Regions(error.to_string()))?;
@@ -255,7 +275,7 @@ fn map_ranges(
                 address.cast(),
                 bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | kind,
             )
         };
         let mapping = mapping.map_err(|error| MemoryError::Regions(error.to_string()))?;
@@ -312,21 +332,18 @@ fn map_aligned(bytes: usize) -> rustix::io::Result<*mut std::ffi::c_void> {
 }
 
 /// Empties guest RAM: every page reads as zero again, also where it was a file's. KVM follows.
-pub(crate) fn clear(memory: &Memory, huge_pages: Option<HugePages>) -> Result<(), MemoryError> {
-    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+pub(crate) fn clear(memory: &Memory) -> Result<(), MemoryError> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    if is_from_pool(memory) {
+        // A page that is given back may not come again.
+        return write_zeros(memory);
+    }
     for region in memory.iter() {
         let bytes = usize::try_from(region.len()).map_err(|error| MemoryError::Regions(error.to_string()))?;
-        let address = region.as_ptr().cast();
-        let result = if huge_pages.is_some() {
-            // SAFETY: the range is exactly one live anonymous mapping that nobody holds Rust references into; it stays mapped.
-            unsafe { madvise(address, bytes, Advice::LinuxDontNeed) }
-        } else {
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
-            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-            // SAFETY: the range is exactly one live private mapping that nobody holds Rust references into; it is replaced by an empty
-            // one.
-            unsafe { mmap_anonymous(address, bytes, protection, flags) }.map(drop)
-        };
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range is exactly one live private mapping that nobody holds Rust references into; it is replaced by an empty one.
+        let result = unsafe { mmap_anonymous(region.as_ptr().cast(), bytes, protection, flags) };
         result.map_err(|source| MemoryError::Map {
             bytes: region.len(),
             source: source.into(),
@@ -405,8 +422,8 @@ mod tests {
     fn memory_that_cannot_be_a_files_is_filled_from_it() {
         use std::os::unix::fs::FileExt;
         let plan = Plan {
-            later: later_range(MIB, 3 * MIB),
-            ..Plan::fixed(MIB)
+            later: later_range(2 * MIB, 4 * MIB),
+            ..Plan::fixed(2 * MIB)
         };
         let memory = map(&plan, None).unwrap();
         let file = tempfile::tempfile().unwrap();
@@ -420,6 +437,9 @@ mod tests {
         let last = plan.later.unwrap().end() - 4;
         memory.read_slice(&mut found[..4], GuestAddress(last)).unwrap();
         assert_eq!(&found[..4], b"last");
+        write_zeros(&memory).unwrap();
+        memory.read_slice(&mut found[..4], GuestAddress(last)).unwrap();
+        assert_eq!(found[..4], [0; 4]);
         file.set_len(MIB).unwrap();
         assert!(fill(&memory, &file).is_err(), "the file is too short");
     }

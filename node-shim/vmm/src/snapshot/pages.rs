@@ -132,7 +132,7 @@ mod tests {
         file.read_exact_at(&mut from_file, 16 << 20).unwrap();
         assert_eq!(from_file, [0; 4]);
         // A reset leaves nothing of the file.
-        memory::clear(&back, None).unwrap();
+        memory::clear(&back).unwrap();
         let mut mark = [1; 4];
         back.read_slice(&mut mark, GuestAddress(0)).unwrap();
         assert_eq!(mark, [0; 4]);
