@@ -24,7 +24,7 @@ pub mod status;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::QueueT;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::common::{CommonRegisters, EnabledQueue, Transition};
 use self::config_space::{BAR_INDEX, CONFIG_SPACE_BYTES, ClassCode, ConfigSpace, Identity};
@@ -353,7 +353,7 @@ impl VirtioPci {
         let mut kicks: Vec<Option<EventFd>> = (0..count).map(|_| None).collect();
         for EnabledQueue { index, queue, vector } in enabled {
             let index = usize::from(index);
-            let kick = EventFd::new(EFD_NONBLOCK).map_err(|error| self.host_error("make an eventfd", error))?;
+            let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|error| self.host_error("make an eventfd", error))?;
             kicks[index] = Some(
                 kick.try_clone()
                     .map_err(|error| self.host_error("make an eventfd", error))?,

@@ -21,6 +21,7 @@ use super::execute::Executor;
 use super::worker::Worker;
 use crate::device::DeviceError;
 use crate::state::QueuePosition;
+use crate::threads::{OnThread, ThreadKind};
 
 /// What the thread is told.
 enum Command {
@@ -64,8 +65,13 @@ impl DiskThread {
     ///
     /// # Errors
     /// When the host refuses threads or descriptors.
-    pub(super) fn start(name: &str, engine: Engine, executor: &Arc<Executor>) -> io::Result<Self> {
-        let backend = Backend::start(engine, name, executor)?;
+    pub(super) fn start(
+        name: &str,
+        engine: Engine,
+        executor: &Arc<Executor>,
+        on_thread: OnThread,
+    ) -> io::Result<Self> {
+        let backend = Backend::start(engine, name, executor, on_thread)?;
         let shared = Arc::new(Shared {
             told: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             failed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -81,9 +87,11 @@ impl DiskThread {
             live: None,
             paused: false,
         };
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || state.run())?;
+        let enter = on_thread(ThreadKind::Disk);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            enter();
+            state.run();
+        })?;
         Ok(Self {
             shared,
             commands,

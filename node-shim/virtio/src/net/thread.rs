@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::pair::{Events, Pair};
 use crate::device::DeviceError;
+use crate::threads::{OnThread, ThreadKind};
 
 /// Something that a pair is told.
 type Order = Box<dyn FnOnce(&mut Pair) + Send>;
@@ -71,7 +72,7 @@ impl PairThread {
     ///
     /// # Errors
     /// When the host refuses threads or descriptors.
-    pub(super) fn start(name: String, pair: Pair, failure: Arc<Failure>) -> io::Result<Self> {
+    pub(super) fn start(name: String, pair: Pair, failure: Arc<Failure>, on_thread: OnThread) -> io::Result<Self> {
         let told = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let (orders, received) = channel();
         let state = Loop {
@@ -80,7 +81,11 @@ impl PairThread {
             failure,
             pair,
         };
-        let thread = std::thread::Builder::new().name(name).spawn(move || state.run())?;
+        let enter = on_thread(ThreadKind::Net);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            enter();
+            state.run();
+        })?;
         Ok(Self {
             told,
             orders: Some(orders),

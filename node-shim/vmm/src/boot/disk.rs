@@ -93,7 +93,7 @@ impl BootDisk {
             source,
         })?;
         let found = one_line(&image.entry().to_string());
-        log::line(format_args!("disk `{}` boots {found}", self.name));
+        log::guest(format_args!("disk `{}` boots {found}", self.name));
         *lock(&self.found) = found;
         let files = self.files(&image, &limits);
         drop(image);
