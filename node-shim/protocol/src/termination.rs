@@ -119,7 +119,10 @@ mod tests {
         let codes: std::collections::BTreeSet<u8> = ExitReason::ALL.iter().map(|reason| reason.code()).collect();
         assert_eq!(codes.len(), ExitReason::ALL.len());
         for reason in ExitReason::ALL {
-            assert_eq!(serde_json::to_string(&reason).unwrap(), format!("\"{}\"", reason.name()));
+            assert_eq!(
+                serde_json::to_string(&reason).unwrap(),
+                format!("\"{}\"", reason.name())
+            );
         }
     }
 }

@@ -353,7 +353,8 @@ impl VirtioPci {
         let mut kicks: Vec<Option<EventFd>> = (0..count).map(|_| None).collect();
         for EnabledQueue { index, queue, vector } in enabled {
             let index = usize::from(index);
-            let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|error| self.host_error("make an eventfd", error))?;
+            let kick =
+                EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|error| self.host_error("make an eventfd", error))?;
             kicks[index] = Some(
                 kick.try_clone()
                     .map_err(|error| self.host_error("make an eventfd", error))?,

@@ -69,6 +69,13 @@ struct Jail {
 /// Set once, before the first thread. Not in unit tests, whose threads stay as they are.
 static JAIL: OnceLock<Jail> = OnceLock::new();
 
+/// Closes what whoever started this process left open for it, but for the standard descriptors: nothing of that is ours. To be called before
+/// anything is opened.
+pub(crate) fn close_inherited() {
+    // SAFETY: nothing in this process owns a descriptor yet but the standard ones. Kernels before 5.9 lack the call; there they stay.
+    unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
+}
+
 /// Takes away what no later step needs, and says how threads are confined.
 pub(crate) fn prepare(mode: Mode, connects: bool) -> Result<(), JailError> {
     rustix::thread::set_no_new_privs(true).map_err(|error| JailError::Privileges(error.into()))?;
@@ -201,5 +208,10 @@ pub(crate) fn report(isolation: &Isolation) {
         0 => "not offered by this kernel".to_owned(),
         abi => format!("ABI {abi}"),
     };
-    log::line(format_args!("isolation: no new privileges; seccomp {seccomp}; Landlock {landlock}"));
+    log::line(format_args!(
+        "isolation: no new privileges; seccomp {seccomp}; Landlock {landlock}"
+    ));
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,10 @@ pub(crate) fn guest(text: Arguments<'_>) {
 /// Says what was left out and not yet told, at the end.
 pub(crate) fn finish() {
     // Not waited for: the thread that holds it may be the one that ends the process.
-    let left_out = VALVE.try_lock().ok().and_then(|mut valve| valve.as_mut().map(Valve::take_left_out));
+    let left_out = VALVE
+        .try_lock()
+        .ok()
+        .and_then(|mut valve| valve.as_mut().map(Valve::take_left_out));
     tell_left_out(left_out.unwrap_or_default());
 }
 

@@ -131,6 +131,7 @@ fn main() {
             seccomp,
             termination_log,
         } => {
+            jail::close_inherited();
             termination::set_log(termination_log);
             termination::end_on_panic();
             let origin = match (config, restore) {

@@ -15,9 +15,9 @@ use node_shim_protocol::ExitReason;
 use node_shim_virtio::device::Memory;
 
 use self::state::FormatError;
+use crate::jail;
 use crate::jail::paths::Paths;
 use crate::jail::seccomp::Kind;
-use crate::jail;
 use crate::lifecycle::Event;
 use crate::mailbox::Mailbox;
 
@@ -78,7 +78,9 @@ impl SnapshotError {
     /// For the exit code.
     pub(crate) fn reason(&self) -> ExitReason {
         match self {
-            Self::Io { .. } | Self::Outside { .. } | Self::Exists(_) | Self::DiskExists(_) => ExitReason::HostUnavailable,
+            Self::Io { .. } | Self::Outside { .. } | Self::Exists(_) | Self::DiskExists(_) => {
+                ExitReason::HostUnavailable
+            }
             Self::Name(_) | Self::Format { .. } | Self::Inconsistent { .. } => ExitReason::InvalidConfig,
         }
     }

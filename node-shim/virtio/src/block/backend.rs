@@ -63,12 +63,7 @@ impl Backend {
     ///
     /// # Errors
     /// When the host refuses them.
-    pub(super) fn start(
-        engine: Engine,
-        name: &str,
-        executor: &Arc<Executor>,
-        on_thread: OnThread,
-    ) -> io::Result<Self> {
+    pub(super) fn start(engine: Engine, name: &str, executor: &Arc<Executor>, on_thread: OnThread) -> io::Result<Self> {
         let pool = |threads| Pool::start(name, threads, Arc::clone(executor), on_thread);
         Ok(match engine {
             Engine::Inline => Self::Inline,

@@ -65,12 +65,7 @@ impl DiskThread {
     ///
     /// # Errors
     /// When the host refuses threads or descriptors.
-    pub(super) fn start(
-        name: &str,
-        engine: Engine,
-        executor: &Arc<Executor>,
-        on_thread: OnThread,
-    ) -> io::Result<Self> {
+    pub(super) fn start(name: &str, engine: Engine, executor: &Arc<Executor>, on_thread: OnThread) -> io::Result<Self> {
         let backend = Backend::start(engine, name, executor, on_thread)?;
         let shared = Arc::new(Shared {
             told: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,

@@ -12,8 +12,8 @@ use node_shim_virtio::block::{Block, Engine, FileStorage, Options, OverlayStorag
 use node_shim_virtio::rate_limit::Limits;
 
 use crate::config::{CheckedConfig, Disk};
-use crate::{jail, log};
 use crate::volume::{self, VolumeError};
+use crate::{jail, log};
 
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]

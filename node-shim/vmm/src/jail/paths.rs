@@ -170,7 +170,10 @@ mod tests {
             // What is open stays so.
             std::io::Read::read(&mut &open, &mut [0; 1]).unwrap();
         });
-        assert!(File::open(outside.join("file")).is_ok(), "other threads are as they were");
+        assert!(
+            File::open(outside.join("file")).is_ok(),
+            "other threads are as they were"
+        );
     }
 
     #[test]

@@ -49,7 +49,9 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     message.text(kind);
     message.text(" thread of node-shim tried system call ");
     message.number(call.unsigned_abs());
-    message.text(", which its seccomp filter does not allow: the guest broke into it, or it is a defect; please report it");
+    message.text(
+        ", which its seccomp filter does not allow: the guest broke into it, or it is a defect; please report it",
+    );
     termination::end_in_handler(ExitReason::IsolationViolated, message.as_str());
 }
 

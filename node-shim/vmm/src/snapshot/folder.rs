@@ -98,7 +98,12 @@ fn write_partial(partial: &Path, contents: &Contents<'_>) -> Result<u64, Snapsho
     let path = partial.join(MEMORY);
     let file = File::options().read(true).write(true).create_new(true).open(&path);
     let file = file.map_err(failed("make", &path))?;
-    let written = pages::write(contents.memory, contents.pagemap.filter(|_| !contents.mapped_file), &file).map_err(failed("write", &path))?;
+    let written = pages::write(
+        contents.memory,
+        contents.pagemap.filter(|_| !contents.mapped_file),
+        &file,
+    )
+    .map_err(failed("write", &path))?;
     file.sync_all().map_err(failed("sync", &path))?;
     let path = partial.join(STATE);
     fs::write(&path, contents.state).map_err(failed("write", &path))?;

@@ -38,7 +38,11 @@ fn check_descriptors(pid: u32) -> usize {
         let text = std::fs::read_to_string(&path).unwrap();
         let flags = i32::from_str_radix(field(&text, "flags:"), 8).unwrap();
         let target = std::fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
-        assert!(number < 3 || flags & CLOSE_ON_EXEC != 0, "{number}: {}", target.display());
+        assert!(
+            number < 3 || flags & CLOSE_ON_EXEC != 0,
+            "{number}: {}",
+            target.display()
+        );
         count += 1;
     }
     count
@@ -72,7 +76,10 @@ fn every_thread_has_a_filter_and_every_descriptor_ends_with_the_process() {
     // What comes later has filters too.
     assert_eq!(vm.ask(&["resize", "--vcpus", "2"]), Response::Done);
     std::fs::write(place.path("disk"), [0; 4096]).unwrap();
-    assert_eq!(vm.ask(&["attach-disk", "more", place.path("disk").to_str().unwrap()]), Response::Done);
+    assert_eq!(
+        vm.ask(&["attach-disk", "more", place.path("disk").to_str().unwrap()]),
+        Response::Done
+    );
     let names = check_threads(vm.pid());
     for expected in ["blk-more", "blk-more-io0", "vcpu1"] {
         assert!(names.iter().any(|name| name == expected), "{expected}: {names:?}");
@@ -93,14 +100,23 @@ fn snapshots_go_where_the_process_may_write_and_nowhere_else() {
     let Response::Error(failure) = &response else {
         panic!("{response:?}")
     };
-    assert!(failure.message.contains("is not below") && failure.message.contains("--snapshots"), "{failure:?}");
+    assert!(
+        failure.message.contains("is not below") && failure.message.contains("--snapshots"),
+        "{failure:?}"
+    );
     // A name that looks right: this one the kernel refuses.
     if status(&vm).isolation.landlock_abi > 0 {
         std::os::unix::fs::symlink(elsewhere.directory.path(), place.path("link")).unwrap();
-        assert_eq!(refused(&snapshot(&vm, &place.path("link/snapshot"))), FailureKind::Failed);
+        assert_eq!(
+            refused(&snapshot(&vm, &place.path("link/snapshot"))),
+            FailureKind::Failed
+        );
     }
     assert!(std::fs::read_dir(elsewhere.directory.path()).unwrap().next().is_none());
-    assert!(matches!(snapshot(&vm, &place.path("scratch/snapshot")), Response::Snapshot(_)));
+    assert!(matches!(
+        snapshot(&vm, &place.path("scratch/snapshot")),
+        Response::Snapshot(_)
+    ));
     assert!(matches!(snapshot(&vm, &place.path("snapshot")), Response::Snapshot(_)));
     vm.type_in("q");
     assert_eq!(vm.end().0, Some(0));

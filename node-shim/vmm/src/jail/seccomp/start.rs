@@ -25,8 +25,5 @@ pub(super) fn add(rules: &mut Rules) {
         libc::SYS_prctl,
         [is(0, libc::PR_SET_NO_NEW_PRIVS.unsigned_abs()), is_long(1, 1)],
     );
-    rules.allow_if(
-        libc::SYS_seccomp,
-        [is(0, libc::SECCOMP_SET_MODE_FILTER), is(1, 0)],
-    );
+    rules.allow_if(libc::SYS_seccomp, [is(0, libc::SECCOMP_SET_MODE_FILTER), is(1, 0)]);
 }
