@@ -192,3 +192,65 @@ fn vsock_works_behind_the_main_threads_filter() {
     assert_eq!(peek(&memory, 0x20000 + 30, 2), 2_u16.to_le_bytes(), "a response");
     assert_eq!(peek(&memory, 0x22000 + 44, 6), b"answer");
 }
+
+const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// "Who has 10.0.2.1?", after a `virtio_net_hdr` of zeros.
+fn arp_request() -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    frame.extend_from_slice(&[0xff; 6]);
+    frame.extend_from_slice(&GUEST_MAC);
+    // ARP for IPv4 on Ethernet, a request.
+    frame.extend_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend_from_slice(&GUEST_MAC);
+    frame.extend_from_slice(&[10, 0, 2, 2]);
+    frame.extend_from_slice(&[0, 0, 0, 0, 0, 0, 10, 0, 2, 1]);
+    frame
+}
+
+/// A tap in a network namespace that ends with the calling thread.
+fn tap() -> std::io::Result<std::os::fd::OwnedFd> {
+    // SAFETY: only the test's own thread gets a network namespace of its own; no descriptor is affected.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+    crate::devices::network::open_tap_queue("tap9")
+}
+
+#[test]
+fn an_interface_works_behind_its_filter() {
+    jail();
+    let tap = match tap() {
+        Ok(tap) => tap,
+        Err(error) => {
+            eprintln!("\n*** SKIPPED: making a tap needs CAP_NET_ADMIN and /dev/net/tun: {error} ***\n");
+            return;
+        }
+    };
+    let network = r#"{"address": "10.0.2.2", "prefixLength": 24, "gateway": "10.0.2.1", "gatewayMac": "02:00:00:00:00:01", "mtu": 1500}"#;
+    let network = serde_json::from_str(network).unwrap();
+    let mac = crate::config::check_mac("mac", "02:00:00:00:00:02").unwrap();
+    let mut device = crate::devices::network::attach("net9", mac, "guest", &network, tap).unwrap();
+    let memory = guest_memory();
+    let queues = [0x1000, 0x3000].map(|base| DriverQueue::new(base, 64));
+    let (interrupts, kicks) = activate(&mut device, &memory, FEATURE_VERSION_1, &queues).unwrap();
+    let [mut receive, mut transmit] = queues;
+    receive.send(&memory, 0, &[Descriptor::writable(0x20000, 2048)]);
+    // The answer to the first comes back; the second is for the network, which is down.
+    let request = arp_request();
+    let mut sent = arp_request();
+    sent[12..18].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    sent[24..26].copy_from_slice(&[8, 0]);
+    for (head, frame) in [(0, &request), (1, &sent)] {
+        let at = 0x30000 + 0x1000 * u64::from(head);
+        put(&memory, at, frame);
+        let length = u32::try_from(frame.len()).unwrap();
+        transmit.send(&memory, head, &[Descriptor::readable(at, length)]);
+    }
+    for kick in &kicks {
+        kick.write(1).unwrap();
+    }
+    while receive.used(&memory).is_none() {
+        interrupts.await_triggered();
+    }
+    assert_eq!(peek(&memory, 0x20000 + 12, 6), GUEST_MAC, "an answer to the guest");
+    device.reset();
+}
