@@ -6,7 +6,7 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use node_shim_fuzz::{Action, drive};
 use node_shim_virtio::console::{Console, Port, Sink, Size};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use node_shim_virtio::wake::Wake;
 
 struct Nowhere;
 
@@ -16,12 +16,17 @@ impl Sink for Nowhere {
 
 fuzz_target!(|input: (u64, Vec<Action>, Vec<u8>)| {
     let (features, actions, typed) = input;
-    let drained = Arc::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd"));
+    let drained = Arc::new(Wake::new().expect("an eventfd"));
     let port = Port::new(drained).expect("an eventfd");
     let mut size = Size::default();
-    drive(&mut Console::new(port.clone(), Box::new(Nowhere)), features, &actions, || {
-        port.input(&typed);
-        size.columns = size.columns.wrapping_add(1);
-        port.resize(size);
-    });
+    drive(
+        &mut Console::new(port.clone(), Box::new(Nowhere)),
+        features,
+        &actions,
+        || {
+            port.input(&typed);
+            size.columns = size.columns.wrapping_add(1);
+            port.resize(size);
+        },
+    );
 });

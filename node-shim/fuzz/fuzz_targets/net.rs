@@ -35,7 +35,8 @@ fn check(sent: &mut [u8]) {
     let (header, frame) = sent.split_at_mut(HEADER_BYTES);
     assert_honest(frame);
     if header[0] & 1 != 0 {
-        let at = usize::from(u16::from_le_bytes([header[6], header[7]])) + usize::from(u16::from_le_bytes([header[8], header[9]]));
+        let at = usize::from(u16::from_le_bytes([header[6], header[7]]))
+            + usize::from(u16::from_le_bytes([header[8], header[9]]));
         frame[at..at + 2].copy_from_slice(&[0xa5, 0x5a]);
         assert_honest(frame);
     }

@@ -324,7 +324,10 @@ pub fn assert_honest(frame: &[u8]) {
         }
         [0x08, 0x06] => {
             assert_eq!(packet[8..14], guest.mac.0, "ARP sender");
-            assert!(packet[14..18] == guest.address.octets() || packet[14..18] == [0; 4], "ARP address");
+            assert!(
+                packet[14..18] == guest.address.octets() || packet[14..18] == [0; 4],
+                "ARP address"
+            );
         }
         other => panic!("a frame of kind {other:x?}"),
     }

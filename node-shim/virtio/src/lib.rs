@@ -18,6 +18,7 @@ pub mod console;
 pub mod device;
 pub mod discard;
 pub mod heads;
+pub mod lock;
 pub mod mem;
 pub mod net;
 pub mod pci;
@@ -29,6 +30,7 @@ pub mod state;
 pub mod threads;
 pub mod transport;
 pub mod vsock;
+pub mod wake;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

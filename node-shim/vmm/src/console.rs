@@ -14,7 +14,7 @@ use node_shim_virtio::console::Sink;
 use crate::control;
 use crate::jail;
 use crate::jail::seccomp::Kind;
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 
 /// Bytes of the serial port that wait for a slow reader; a pipe holds four times as many.
 const BUFFER_BYTES: usize = 16 * 1024;

@@ -15,7 +15,7 @@ use node_shim_virtio::threads::ThreadKind;
 use seccompiler::BpfProgram;
 
 use self::seccomp::{Facts, Kind, Mode};
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 use crate::{log, signals, termination};
 
 pub(crate) mod paths;

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 
 /// Lines of a guest at once: a boot has fewer.
 const BURST: u32 = 32;

@@ -23,9 +23,9 @@ use crate::bus::Bus;
 use crate::jail;
 use crate::jail::seccomp::Kind;
 use crate::lifecycle::Event;
-use crate::lock::lock;
 use crate::mailbox::Mailbox;
 use crate::signals;
+use node_shim_virtio::lock::lock;
 
 pub(crate) mod gate;
 pub(crate) mod parking;

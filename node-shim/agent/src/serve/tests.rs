@@ -27,6 +27,19 @@ fn status(state: GuestState) -> GuestStatus {
     }
 }
 
+/// Goes on as a shim that was served before.
+async fn resume(shim: &Shim, state: GuestState) {
+    let status = status(state);
+    shim.say(
+        &Request::Resume {
+            version: VERSION,
+            status,
+        },
+        &[],
+    )
+    .await;
+}
+
 fn refusal(answer: Answer) -> (String, bool) {
     match answer {
         Answer::Response(Response::Refused { reason, retryable }, descriptors) if descriptors.is_empty() => {
@@ -120,14 +133,7 @@ async fn a_pod_that_the_kubelet_does_not_know_may_try_again() {
 async fn a_pod_that_is_listed_a_moment_later_is_served() {
     let mut node = Node::new(1);
     let shim = Shim::connect(&node, "0").await;
-    shim.say(
-        &Request::Resume {
-            version: VERSION,
-            status: status(GuestState::Running),
-        },
-        &[],
-    )
-    .await;
+    resume(&shim, GuestState::Running).await;
     node.listed_once().await;
     node.allocate("0", "shop/web");
     let Report::Guest { pod, .. } = node.report().await else {
@@ -141,14 +147,7 @@ async fn states_are_reported_until_the_shim_hangs_up() {
     let mut node = Node::new(1);
     node.allocate("0", "shop/web");
     let shim = Shim::connect(&node, "0").await;
-    shim.say(
-        &Request::Resume {
-            version: VERSION,
-            status: status(GuestState::Booting),
-        },
-        &[],
-    )
-    .await;
+    resume(&shim, GuestState::Booting).await;
     shim.say(&Request::Status(status(GuestState::Running)), &[]).await;
     for expected in [GuestState::Booting, GuestState::Running] {
         let Report::Guest { status, .. } = node.report().await else {
@@ -165,30 +164,14 @@ async fn a_second_connection_is_refused_while_the_first_lives_and_served_after_i
     let mut node = Node::new(1);
     node.allocate("0", "shop/web");
     let first = Shim::connect(&node, "0").await;
-    first
-        .say(
-            &Request::Resume {
-                version: VERSION,
-                status: status(GuestState::Running),
-            },
-            &[],
-        )
-        .await;
+    resume(&first, GuestState::Running).await;
     assert!(matches!(node.report().await, Report::Guest { .. }));
     let second = Shim::connect(&node, "0").await;
     assert!(refusal(second.hear().await).1);
     drop(first);
     assert!(matches!(node.report().await, Report::HungUp { .. }));
     let third = Shim::connect(&node, "0").await;
-    third
-        .say(
-            &Request::Resume {
-                version: VERSION,
-                status: status(GuestState::Running),
-            },
-            &[],
-        )
-        .await;
+    resume(&third, GuestState::Running).await;
     assert!(matches!(node.report().await, Report::Guest { .. }));
 }
 
@@ -197,25 +180,11 @@ async fn a_stale_connection_makes_way_for_the_devices_new_pod() {
     let mut node = Node::new(1);
     node.allocate("0", "shop/old");
     let old = Shim::connect(&node, "0").await;
-    old.say(
-        &Request::Resume {
-            version: VERSION,
-            status: status(GuestState::Running),
-        },
-        &[],
-    )
-    .await;
+    resume(&old, GuestState::Running).await;
     assert!(matches!(node.report().await, Report::Guest { .. }));
     node.allocate("0", "shop/new");
     let new = Shim::connect(&node, "0").await;
-    new.say(
-        &Request::Resume {
-            version: VERSION,
-            status: status(GuestState::Running),
-        },
-        &[],
-    )
-    .await;
+    resume(&new, GuestState::Running).await;
     let Report::Guest { pod, .. } = node.report().await else {
         panic!()
     };
@@ -229,7 +198,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     node.allocate("0", "shop/hostile");
     node.allocate("1", "shop/honest");
     let null = std::fs::File::open("/dev/null").unwrap();
-    let resume = serde_json::to_vec(&Request::Resume {
+    let resume_packet = serde_json::to_vec(&Request::Resume {
         version: VERSION,
         status: status(GuestState::Running),
     })
@@ -249,7 +218,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
         assert!(matches!(shim.hear().await, Answer::HungUp));
     }
     let later_packets: [Vec<u8>; 3] = [
-        resume.clone(),
+        resume_packet.clone(),
         serde_json::to_vec(&Request::Status(GuestStatus {
             memory_bytes: u64::MAX,
             ..status(GuestState::Running)
@@ -259,22 +228,14 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     ];
     for packet in later_packets {
         let shim = Shim::connect(&node, "0").await;
-        shim.send(&resume, &[]).await;
+        shim.send(&resume_packet, &[]).await;
         shim.send(&packet, &[]).await;
         assert!(matches!(shim.hear().await, Answer::HungUp));
     }
     // Silent connections to one device hold up no other.
     let _silent = Shim::connect(&node, "0").await;
     let honest = Shim::connect(&node, "1").await;
-    honest
-        .say(
-            &Request::Resume {
-                version: VERSION,
-                status: status(GuestState::Running),
-            },
-            &[],
-        )
-        .await;
+    resume(&honest, GuestState::Running).await;
     let honest_report = async {
         loop {
             if let Report::Guest { pod, .. } = node.report().await

@@ -208,6 +208,25 @@ fn gated(engine: Engine) -> (Driver, Receiver<()>, Sender<()>) {
     (Driver::new(engine, 1, Limits::default(), Arc::new(gate)), wait, go)
 }
 
+/// Offers two requests and waits until the first, which waits itself, is out.
+fn offer_two(driver: &mut Driver, entered: &Receiver<()>) {
+    driver.offer(0, 0, 0, 0, 512);
+    driver.offer(0, 1, 0, 8, 512);
+    driver.kick(0);
+    entered.recv().unwrap();
+}
+
+/// Does something that waits for a request, which ends a moment later.
+fn while_it_ends(go: &Sender<()>, act: impl FnOnce()) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            go.send(()).unwrap();
+        });
+        act();
+    });
+}
+
 #[test]
 fn a_slow_request_does_not_hold_up_the_others() {
     for engine in engines() {
@@ -232,17 +251,8 @@ fn a_slow_request_does_not_hold_up_the_others() {
 fn a_reset_and_a_pause_wait_for_what_is_in_flight() {
     for engine in engines() {
         let (mut driver, entered, go) = gated(engine);
-        driver.offer(0, 0, 0, 0, 512);
-        driver.offer(0, 1, 0, 8, 512);
-        driver.kick(0);
-        entered.recv().unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(20));
-                go.send(()).unwrap();
-            });
-            driver.device.pause().unwrap();
-        });
+        offer_two(&mut driver, &entered);
+        while_it_ends(&go, || driver.device.pause().unwrap());
         let mut found = Vec::new();
         driver.collect(&mut found);
         assert_eq!(
@@ -265,17 +275,8 @@ fn a_reset_and_a_pause_wait_for_what_is_in_flight() {
         driver.device.resume();
         assert_eq!(driver.completed(1), [(0, 2, 0)], "{engine}");
 
-        driver.offer(0, 0, 0, 0, 512);
-        driver.offer(0, 1, 0, 8, 512);
-        driver.kick(0);
-        entered.recv().unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(20));
-                go.send(()).unwrap();
-            });
-            driver.device.reset();
-        });
+        offer_two(&mut driver, &entered);
+        while_it_ends(&go, || driver.device.reset());
         assert_eq!(driver.device.save().queues, [None], "{engine}");
         assert_eq!(
             Arc::strong_count(&driver.memory),
@@ -297,10 +298,7 @@ fn a_reset_and_a_pause_wait_for_what_is_in_flight() {
 fn a_head_that_is_still_in_flight_is_refused_and_nothing_is_written_afterwards() {
     for engine in engines() {
         let (mut driver, entered, go) = gated(engine);
-        driver.offer(0, 0, 0, 0, 512);
-        driver.offer(0, 1, 0, 8, 512);
-        driver.kick(0);
-        entered.recv().unwrap();
+        offer_two(&mut driver, &entered);
         driver.completed(1);
         // The first head again, while its request waits.
         driver.offer(0, 0, 0, 8, 512);

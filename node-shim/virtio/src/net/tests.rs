@@ -303,10 +303,8 @@ fn a_full_link_holds_the_guest_back() {
     assert_eq!(left, offered, "nothing was lost");
 }
 
-#[test]
-fn arp_and_dhcp_are_answered_without_the_link() {
-    let mut driver = Driver::new(FEATURE_MERGEABLE);
-    driver.offer(4, 1530);
+/// The guest's question for its gateway, as a frame.
+fn who_has_the_gateway() -> Vec<u8> {
     let request = Arp {
         operation: 1,
         sender: GUEST,
@@ -320,7 +318,14 @@ fn arp_and_dhcp_are_answered_without_the_link() {
         kind: TYPE_ARP,
         payload: &request.write(),
     };
-    driver.transmit(&question.write());
+    question.write()
+}
+
+#[test]
+fn arp_and_dhcp_are_answered_without_the_link() {
+    let mut driver = Driver::new(FEATURE_MERGEABLE);
+    driver.offer(4, 1530);
+    driver.transmit(&who_has_the_gateway());
     assert_eq!(driver.received(), [(0, 12 + 42)]);
     let answer = peek(&driver.memory, RX + 12, 42);
     assert_eq!(Arp::parse(&answer[14..]).unwrap().sender, GATEWAY);
@@ -356,21 +361,9 @@ fn arp_and_dhcp_are_answered_without_the_link() {
 #[test]
 fn answers_without_buffers_are_bounded() {
     let mut driver = Driver::new(0);
-    let request = Arp {
-        operation: 1,
-        sender: GUEST,
-        sender_address: Ipv4Addr::new(10, 0, 2, 2),
-        target: MacAddress([0; 6]),
-        target_address: Ipv4Addr::new(10, 0, 2, 1),
-    };
-    let question = Ethernet {
-        destination: MacAddress::BROADCAST,
-        source: GUEST,
-        kind: TYPE_ARP,
-        payload: &request.write(),
-    };
+    let question = who_has_the_gateway();
     for _ in 0..40 {
-        driver.transmit(&question.write());
+        driver.transmit(&question);
     }
     assert_eq!(driver.device.receive_drops(), 8);
 }

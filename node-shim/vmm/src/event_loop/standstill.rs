@@ -11,7 +11,6 @@ use crate::control::ClientId;
 use crate::lifecycle::{Event, Phase, Refusal, VmState};
 use crate::log;
 use crate::machine::Machine;
-use crate::memory;
 use crate::snapshot::state::{self, VmState as SavedVm};
 use crate::snapshot::{Job, Writer};
 
@@ -105,10 +104,10 @@ impl EventLoop {
     }
 
     fn start_writer(&mut self, machine: &Machine) -> Result<(), String> {
-        if self.plugged.changed() {
+        if !self.has_configured_devices() {
             return Err(
-                "devices were attached to or detached from the VM since its start, which a snapshot cannot have yet; start the VM anew \
-                 with the devices that it shall have"
+                "the VM has not the disks and interfaces of its configuration, which a snapshot would start it with; detach those that \
+                 were attached later, or start the VM anew"
                     .to_owned(),
             );
         }
@@ -132,27 +131,15 @@ impl EventLoop {
 
     /// Everything of the VM but memory and disks.
     fn saved(&self, machine: &Machine) -> Result<SavedVm, String> {
-        let saved = machine.save(&self.platform).map_err(|error| error.to_string())?;
         Ok(SavedVm {
             config: self.identity.config.clone(),
             booted: self.state.booted(),
             boot_time_ms: self.boot_time_ms,
             resets: self.resets,
             kernel: self.platform.boot.found().unwrap_or_default(),
-            memory_bytes: memory::mapped_bytes(self.platform.memory_bytes, self.platform.later_memory),
+            memory_bytes: self.platform.memory_plan.mapped_bytes(),
             disks: self.identity.disk_files.clone(),
-            clock: saved.clock,
-            chips: saved.chips,
-            cpus: saved.cpus,
-            vcpus: saved.vcpus,
-            serial: saved.serial,
-            power: saved.power,
-            rtc: saved.rtc,
-            watchdog: saved.watchdog,
-            slots: saved.slots,
-            happened: saved.happened,
-            pci_address: saved.pci_address,
-            functions: saved.functions,
+            machine: machine.save(&self.platform).map_err(|error| error.to_string())?,
         })
     }
 
@@ -193,11 +180,11 @@ impl EventLoop {
 
     /// Starts the machine as it was saved.
     pub(super) fn restore(&mut self, saved: &SavedVm) -> Result<Machine, RunError> {
-        let machine = Machine::restore(&self.platform, saved).map_err(RunError::Machine)?;
+        let machine = Machine::restore(&self.platform, &saved.machine).map_err(RunError::Machine)?;
         self.started = Instant::now();
         self.boot_time_ms = saved.boot_time_ms;
         self.resets = saved.resets;
-        self.platform.vcpus = saved.cpus.present();
+        self.platform.vcpus = saved.machine.cpus.present();
         self.state = VmState::restored(saved.booted);
         // Drivers that were there before: nobody has to be told.
         self.platform.mailbox.take();

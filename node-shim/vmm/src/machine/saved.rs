@@ -3,9 +3,6 @@
 use std::sync::Arc;
 
 use node_shim_chips::cpus::Cpus;
-use node_shim_chips::rtc::RtcState;
-use node_shim_chips::slots::Slots;
-use node_shim_chips::watchdog::WatchdogState;
 use node_shim_virtio::state::RestoreError;
 
 use super::{Chips, Machine, MachineError, Platform, cpu_controller};
@@ -14,7 +11,7 @@ use crate::pci::ConfigPorts;
 use crate::power::PowerManagement;
 use crate::serial::SerialPort;
 use crate::snapshot::cpu;
-use crate::snapshot::state::{ChipsState, ClockState, PowerState, SavedVcpu, SerialState, VmState};
+use crate::snapshot::state::{MachineState, SavedVcpu};
 use crate::vcpu::Processor;
 use crate::vcpu::saved::{self as vcpu_saved, VcpuStateError};
 
@@ -49,22 +46,6 @@ pub(crate) enum SavedMachineError {
     /// The state is not one of this VM.
     #[error("the snapshot is damaged: {0}; use another snapshot")]
     Invalid(String),
-}
-
-/// What a machine has beside memory and disks.
-pub(crate) struct MachineState {
-    pub(crate) clock: ClockState,
-    pub(crate) chips: ChipsState,
-    pub(crate) cpus: Cpus,
-    pub(crate) vcpus: Vec<SavedVcpu>,
-    pub(crate) serial: SerialState,
-    pub(crate) power: PowerState,
-    pub(crate) rtc: RtcState,
-    pub(crate) watchdog: WatchdogState,
-    pub(crate) slots: Slots,
-    pub(crate) happened: u8,
-    pub(crate) pci_address: u32,
-    pub(crate) functions: Vec<node_shim_virtio::pci::VirtioPciState>,
 }
 
 impl Machine {
@@ -110,7 +91,7 @@ impl Machine {
 
     /// A machine as it was saved, at rest; its memory and its disks are the saved ones. Devices come last: their interrupts go to local
     /// APICs that are there.
-    pub(crate) fn restore(platform: &Platform, state: &VmState) -> Result<Self, MachineError> {
+    pub(crate) fn restore(platform: &Platform, state: &MachineState) -> Result<Self, MachineError> {
         let processors = restore_vcpus(platform, state).map_err(MachineError::Saved)?;
         let invalid = |what: &str| MachineError::Saved(SavedMachineError::Invalid(what.to_owned()));
         let cpus = Cpus::restore(&state.cpus, platform.vcpus_max);
@@ -151,7 +132,7 @@ impl Machine {
     }
 }
 
-fn restore_vcpus(platform: &Platform, state: &VmState) -> Result<Vec<(u8, Processor)>, SavedMachineError> {
+fn restore_vcpus(platform: &Platform, state: &MachineState) -> Result<Vec<(u8, Processor)>, SavedMachineError> {
     let vm = &platform.vm;
     check_vcpus(state, platform.vcpus_max)?;
     let supported = platform.host.supported_cpuid().map_err(SavedMachineError::Kvm)?;
@@ -191,7 +172,7 @@ fn restore_vcpus(platform: &Platform, state: &VmState) -> Result<Vec<(u8, Proces
 }
 
 /// Whether the saved vCPUs are those of one machine: each once, in their order, none missing that is there.
-fn check_vcpus(state: &VmState, max: u8) -> Result<(), SavedMachineError> {
+fn check_vcpus(state: &MachineState, max: u8) -> Result<(), SavedMachineError> {
     let indices: Vec<u8> = state.vcpus.iter().map(|vcpu| vcpu.index).collect();
     let ascending = indices.windows(2).all(|pair| pair[0] < pair[1]);
     let complete = (0..max).all(|index| !state.cpus.is_present(index) || indices.contains(&index));

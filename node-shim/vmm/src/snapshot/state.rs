@@ -48,6 +48,13 @@ pub(crate) struct VmState {
     pub(crate) memory_bytes: u64,
     /// Files of the disks: names in the folder and in the scratch directory.
     pub(crate) disks: Vec<String>,
+    /// The rest.
+    pub(crate) machine: MachineState,
+}
+
+/// What a machine has beside memory and disks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MachineState {
     /// The clocks.
     pub(crate) clock: ClockState,
     /// Interrupt controllers and timer.
@@ -234,6 +241,12 @@ mod tests {
             kernel: "/boot/vmlinuz".to_owned(),
             memory_bytes: 1 << 30,
             disks: vec!["root.overlay".to_owned()],
+            machine: machine(),
+        }
+    }
+
+    fn machine() -> MachineState {
+        MachineState {
             clock: ClockState {
                 guest_ns: 5,
                 real_ns: 6,
@@ -280,11 +293,9 @@ mod tests {
     fn what_is_written_is_read() {
         let bytes = encode(&state()).unwrap();
         let back = decode(&bytes).unwrap();
-        assert_eq!(back.vcpus[0].state.regs.rip, 0x1234);
-        assert_eq!(
-            (back.vcpus[0].state.msrs[0], back.serial.input),
-            ((0x10, 42), b"abc".to_vec())
-        );
+        let vcpu = &back.machine.vcpus[0].state;
+        assert_eq!(vcpu.regs.rip, 0x1234);
+        assert_eq!((vcpu.msrs[0], back.machine.serial.input), ((0x10, 42), b"abc".to_vec()));
         assert_eq!(encode(&decode(&bytes).unwrap()).unwrap(), bytes);
     }
 

@@ -41,6 +41,14 @@ impl Seen {
     }
 }
 
+/// A UDP header without a checksum (RFC 768), and data.
+fn udp_payload(source_port: u16, destination_port: u16, data: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + data.len()).unwrap();
+    let header = [source_port, destination_port, length, 0];
+    let header = header.iter().flat_map(|field| field.to_be_bytes());
+    header.chain(data.iter().copied()).collect()
+}
+
 impl Datagram {
     /// A packet without options.
     pub(super) fn parse(packet: &[u8]) -> Option<Self> {
@@ -58,17 +66,11 @@ impl Datagram {
 
     /// A UDP packet without a checksum.
     pub(super) fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), data: &[u8]) -> Self {
-        let length = u16::try_from(8 + data.len()).unwrap();
-        let mut payload: Vec<u8> = [from.1, to.1, length, 0]
-            .iter()
-            .flat_map(|field| field.to_be_bytes())
-            .collect();
-        payload.extend(data);
         Self {
             source: from.0,
             destination: to.0,
             protocol: UDP,
-            payload,
+            payload: udp_payload(from.1, to.1, data),
         }
     }
 
@@ -159,17 +161,11 @@ impl Datagram6 {
 
     /// A UDP packet.
     pub(super) fn udp(from: (Ipv6Addr, u16), to: (Ipv6Addr, u16), data: &[u8]) -> Self {
-        let length = u16::try_from(8 + data.len()).unwrap();
-        let mut payload: Vec<u8> = [from.1, to.1, length, 0]
-            .iter()
-            .flat_map(|field| field.to_be_bytes())
-            .collect();
-        payload.extend(data);
         Self {
             source: from.0,
             destination: to.0,
             protocol: UDP,
-            payload,
+            payload: udp_payload(from.1, to.1, data),
         }
         .with_checksum(6)
     }

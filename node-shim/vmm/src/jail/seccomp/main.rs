@@ -21,8 +21,10 @@ pub(super) fn add(rules: &mut Rules, facts: Facts) {
 /// A machine's start and its end; its state for a snapshot, and from one.
 fn machine(rules: &mut Rules) {
     rules.allow_ioctls(ioctl::MACHINE);
-    // The kernel of a disk is looked for anew, and kept in a file without a name.
+    // The kernel of a disk is looked for anew and kept in a file without a name. One that was unpacked goes to the cache in the scratch
+    // directory, or is found there and becomes its newest.
     snapshot::files(rules);
+    rules.allow(&[libc::SYS_rename, libc::SYS_utimensat]);
     rules.allow(&[libc::SYS_readv, libc::SYS_preadv]);
 }
 
