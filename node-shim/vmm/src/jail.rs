@@ -80,6 +80,7 @@ pub(crate) fn close_inherited() {
 pub(crate) fn prepare(mode: Mode, connects: bool) -> Result<(), JailError> {
     rustix::thread::set_no_new_privs(true).map_err(|error| JailError::Privileges(error.into()))?;
     violation::install_handler().map_err(JailError::Handler)?;
+    keep_allocator_from_files();
     let jail = Jail {
         facts: Facts {
             pid: std::process::id(),
@@ -94,6 +95,18 @@ pub(crate) fn prepare(mode: Mode, connects: bool) -> Result<(), JailError> {
     // Set once, from main.
     let _ = JAIL.set(jail);
     Ok(())
+}
+
+/// glibc's arenas. It makes as many without looking at the number of CPUs (`arena_test` on 64 bits).
+const ARENAS_MAX: libc::c_int = 8;
+
+/// glibc's allocator opens files at odd moments, on whatever thread it is: /sys/devices/system/cpu/online when it has made its eighth arena,
+/// /proc/sys/vm/overcommit_memory when it first shrinks one (malloc/arena.c, `arena_get2` and `heap_trim`). With these limits it has no need to.
+fn keep_allocator_from_files() {
+    for (parameter, value) in [(libc::M_ARENA_MAX, ARENAS_MAX), (libc::M_TRIM_THRESHOLD, libc::c_int::MAX)] {
+        // SAFETY: only sets limits of the allocator. One that does not know a limit has none.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }
 
 /// Confines the main thread and waits until every other one is. What is not open by now stays shut but for `paths`.

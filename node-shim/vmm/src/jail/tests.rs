@@ -124,6 +124,27 @@ fn disks_work_behind_their_filters() {
     }
 }
 
+/// More threads than arenas, each of which takes memory in small pieces and gives all of it back.
+#[test]
+fn the_allocator_opens_no_file() {
+    jail();
+    let start = std::sync::Barrier::new(24);
+    std::thread::scope(|scope| {
+        for _ in 0..24 {
+            let entry = thread(Kind::DiskIo);
+            let start = &start;
+            scope.spawn(move || {
+                entry.enter();
+                start.wait();
+                for _ in 0..20 {
+                    let pieces: Vec<Vec<u8>> = (0..2000).map(|_| vec![1; 1000]).collect();
+                    assert_eq!(pieces.iter().map(Vec::len).sum::<usize>(), 2_000_000);
+                }
+            });
+        }
+    });
+}
+
 /// A packet's header (5.10.6): from the guest with context id 3 to the host, stream.
 fn packet(ports: (u32, u32), operation: u16, length: u32) -> Vec<u8> {
     let mut header = Vec::new();
