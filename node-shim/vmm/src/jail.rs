@@ -15,8 +15,8 @@ use node_shim_virtio::threads::ThreadKind;
 use seccompiler::BpfProgram;
 
 use self::seccomp::{Facts, Kind, Mode};
-use node_shim_virtio::lock::lock;
 use crate::{log, signals, termination};
+use node_shim_virtio::lock::lock;
 
 pub(crate) mod paths;
 pub(crate) mod seccomp;
@@ -103,7 +103,10 @@ const ARENAS_MAX: libc::c_int = 8;
 /// glibc's allocator opens files at odd moments, on whatever thread it is: /sys/devices/system/cpu/online when it has made its eighth arena,
 /// /proc/sys/vm/overcommit_memory when it first shrinks one (malloc/arena.c, `arena_get2` and `heap_trim`). With these limits it has no need to.
 fn keep_allocator_from_files() {
-    for (parameter, value) in [(libc::M_ARENA_MAX, ARENAS_MAX), (libc::M_TRIM_THRESHOLD, libc::c_int::MAX)] {
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, ARENAS_MAX),
+        (libc::M_TRIM_THRESHOLD, libc::c_int::MAX),
+    ] {
         // SAFETY: only sets limits of the allocator. One that does not know a limit has none.
         unsafe { libc::mallopt(parameter, value) };
     }

@@ -123,6 +123,8 @@ mod tests {
             set_kind(Kind::Vcpu);
             // SAFETY: both descriptors are open.
             unsafe { libc::dup2(writer.as_raw_fd(), 2) };
+            // SAFETY: nothing else is used any more, and locks of other tests must not be held.
+            unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
             if install_handler().is_ok() && seccompiler::apply_filter(&program).is_ok() {
                 // SAFETY: a call without arguments.
                 unsafe { libc::syscall(libc::SYS_fork) };
