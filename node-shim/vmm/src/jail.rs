@@ -100,8 +100,8 @@ pub(crate) fn prepare(mode: Mode, connects: bool) -> Result<(), JailError> {
 /// glibc's arenas. It makes as many without looking at the number of CPUs (`arena_test` on 64 bits).
 const ARENAS_MAX: libc::c_int = 8;
 
-/// glibc's allocator opens files at odd moments, on whatever thread it is: /sys/devices/system/cpu/online when it has made its eighth arena,
-/// /proc/sys/vm/overcommit_memory when it first shrinks one (malloc/arena.c, `arena_get2` and `heap_trim`). With these limits it has no need to.
+/// glibc's allocator opens files at odd moments, on whatever thread it is: `/sys/devices/system/cpu/online` when it has made its eighth arena,
+/// `/proc/sys/vm/overcommit_memory` when it first shrinks one (malloc/arena.c, `arena_get2` and `heap_trim`). With these limits it has no need to.
 fn keep_allocator_from_files() {
     for (parameter, value) in [
         (libc::M_ARENA_MAX, ARENAS_MAX),
@@ -214,7 +214,7 @@ pub(crate) fn device_thread(kind: ThreadKind) -> Box<dyn FnOnce() + Send> {
 }
 
 /// Says what is in effect.
-pub(crate) fn report(isolation: &Isolation) {
+pub(crate) fn report(isolation: Isolation) {
     let seccomp = match isolation.seccomp {
         SeccompMode::Enforced => "enforced",
         SeccompMode::Logged => "violations are only logged",

@@ -306,7 +306,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let paths = paths(&config, options);
     let pagemap = File::open("/proc/self/pagemap").ok();
     let isolation = jail::enter(&paths).map_err(VmmError::Jail)?;
-    jail::report(&isolation);
+    jail::report(isolation);
     let supervisor = Supervisor {
         isolation,
         paths,

@@ -41,8 +41,9 @@ pub(super) fn install_handler() -> io::Result<()> {
 
 /// Does nothing that is not async-signal-safe: no allocation, no lock.
 extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let at = info.wrapping_byte_add(SYSCALL_OFFSET).cast::<i32>();
     // SAFETY: with SA_SIGINFO the kernel passes a whole siginfo, of which these are four bytes.
-    let call = unsafe { info.byte_add(SYSCALL_OFFSET).cast::<i32>().read() };
+    let call = unsafe { at.read() };
     let kind = KIND.try_with(Cell::get).ok().flatten().map_or("unknown", Kind::name);
     let mut message = Message::default();
     message.text("a ");

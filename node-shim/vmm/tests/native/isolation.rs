@@ -81,12 +81,12 @@ fn every_thread_has_a_filter_and_every_descriptor_ends_with_the_process() {
         Response::Done
     );
     // A new thread names itself; until then, too, it has a filter: that of the thread that started it.
-    let named = |names: &[String]| {
+    let all_there = |names: &[String]| {
         ["blk-more", "blk-more-io0", "vcpu1"]
             .iter()
             .all(|expected| names.iter().any(|name| name == expected))
     };
-    let tries = (0..1000).find(|_| named(&check_threads(vm.pid())));
+    let tries = (0..1000).find(|_| all_there(&check_threads(vm.pid())));
     assert!(tries.is_some(), "{:?}", check_threads(vm.pid()));
     assert!(check_descriptors(vm.pid()) > descriptors);
 }

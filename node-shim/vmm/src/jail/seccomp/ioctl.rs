@@ -1,4 +1,4 @@
-//! Numbers of the `ioctl` requests that are made (Linux include/uapi/asm-generic/ioctl.h, linux/kvm.h, linux/if_tun.h, linux/fs.h).
+//! Numbers of the `ioctl` requests that are made (Linux include/uapi: `asm-generic/ioctl.h`, `linux/kvm.h`, `linux/if_tun.h`, `linux/fs.h`).
 
 use kvm_bindings as kvm;
 

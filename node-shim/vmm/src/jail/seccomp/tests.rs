@@ -7,7 +7,7 @@ use super::*;
 /// What no thread may do, as numbers and arguments of system calls.
 fn forbidden() -> Vec<(&'static str, i64, [u64; 6])> {
     let path = c"/etc/passwd".as_ptr() as u64;
-    let here = libc::AT_FDCWD as u64;
+    let here = u64::from(libc::AT_FDCWD.cast_unsigned());
     let fork = libc::SIGCHLD as u64;
     let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
     let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
@@ -133,9 +133,9 @@ fn ends(program: &BpfProgram, act: impl FnOnce()) -> libc::c_int {
 }
 
 fn call(number: i64, arguments: [u64; 6]) {
-    let [a, b, c, d, e, f] = arguments;
+    let [first, second, third, fourth, fifth, sixth] = arguments;
     // SAFETY: none of the tests' calls writes to memory of this process.
-    unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    unsafe { libc::syscall(number, first, second, third, fourth, fifth, sixth) };
 }
 
 fn is_killed(status: libc::c_int) -> bool {
@@ -170,7 +170,7 @@ fn only_the_threads_that_need_to_may() {
         (
             "openat",
             libc::SYS_openat,
-            [libc::AT_FDCWD as u64, path, 0, 0, 0, 0],
+            [u64::from(libc::AT_FDCWD.cast_unsigned()), path, 0, 0, 0, 0],
             &[Kind::Main, Kind::Snapshot],
         ),
         ("socket of AF_UNIX", libc::SYS_socket, [1, 5, 0, 0, 0, 0], &[Kind::Main]),
