@@ -58,6 +58,7 @@ fuzz_target!(|input: (u64, Vec<Action>, Vec<Vec<u8>>)| {
         receive_limits: Limits::default(),
         transmit_limits: Limits::default(),
         log: |_| {},
+        on_thread: node_shim_virtio::threads::unconfined,
     };
     let mut frames = frames.into_iter();
     let mut device = Net::on_caller(options, links).expect("descriptors");

@@ -183,6 +183,34 @@ pub struct VmStatus {
     /// How long the restore took that this process began with, in microseconds from the start of the process to running vCPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored_in_us: Option<u64>,
+    /// What keeps a guest that breaks into the VMM from going further.
+    #[serde(default)]
+    pub isolation: Isolation,
+}
+
+/// What a VMM has given up: see docs/isolation.md.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Isolation {
+    /// No program that it starts could gain privileges.
+    pub no_new_privs: bool,
+    /// What becomes of a system call that a thread has no need of.
+    pub seccomp: SeccompMode,
+    /// Version of the Landlock interface that limits what files it may name; 0 where the kernel has none.
+    pub landlock_abi: u32,
+}
+
+/// What becomes of a system call that a thread has no need of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SeccompMode {
+    /// It is made: there is no filter.
+    #[default]
+    Off,
+    /// It is made, and the kernel logs it: for development.
+    Logged,
+    /// It is not made, and the VMM ends.
+    Enforced,
 }
 
 /// States of a VM.

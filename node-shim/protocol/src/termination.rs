@@ -25,13 +25,15 @@ pub enum ExitReason {
     GuestPanicked,
     /// The guest did not reset its watchdog in time.
     GuestHung,
+    /// A thread of the VMM tried what its seccomp filter does not allow: the guest broke into it, or it is a defect.
+    IsolationViolated,
     /// A defect of the VMM.
     Internal,
 }
 
 impl ExitReason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::PoweredOff,
         Self::ForcedOff,
         Self::InvalidConfig,
@@ -42,6 +44,7 @@ impl ExitReason {
         Self::GuestCrashed,
         Self::GuestPanicked,
         Self::GuestHung,
+        Self::IsolationViolated,
         Self::Internal,
     ];
 
@@ -59,6 +62,25 @@ impl ExitReason {
             Self::GuestCrashed => 40,
             Self::GuestPanicked => 41,
             Self::GuestHung => 42,
+            Self::IsolationViolated => 50,
+        }
+    }
+
+    /// As it is written in a [`Termination`].
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PoweredOff => "PoweredOff",
+            Self::ForcedOff => "ForcedOff",
+            Self::InvalidConfig => "InvalidConfig",
+            Self::InvalidBootSource => "InvalidBootSource",
+            Self::InvalidDisk => "InvalidDisk",
+            Self::InvalidCloudInit => "InvalidCloudInit",
+            Self::HostUnavailable => "HostUnavailable",
+            Self::GuestCrashed => "GuestCrashed",
+            Self::GuestPanicked => "GuestPanicked",
+            Self::GuestHung => "GuestHung",
+            Self::IsolationViolated => "IsolationViolated",
+            Self::Internal => "Internal",
         }
     }
 
@@ -72,6 +94,7 @@ impl ExitReason {
             | Self::GuestCrashed
             | Self::GuestPanicked
             | Self::GuestHung
+            | Self::IsolationViolated
             | Self::Internal => false,
         }
     }
@@ -95,5 +118,11 @@ mod tests {
     fn every_reason_has_an_exit_code_of_its_own() {
         let codes: std::collections::BTreeSet<u8> = ExitReason::ALL.iter().map(|reason| reason.code()).collect();
         assert_eq!(codes.len(), ExitReason::ALL.len());
+        for reason in ExitReason::ALL {
+            assert_eq!(
+                serde_json::to_string(&reason).unwrap(),
+                format!("\"{}\"", reason.name())
+            );
+        }
     }
 }

@@ -90,6 +90,7 @@ fn measure(storage: &Arc<dyn Storage>, engine: Engine, depth: u16, write: bool, 
                 queues: 1,
                 engine,
                 limits: Limits::default(),
+                on_thread: node_shim_virtio::threads::unconfined,
             };
             Block::start(options, Arc::clone(storage))?
         }

@@ -45,6 +45,7 @@ use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, Virt
 use crate::rate_limit::{Limiter, Limits};
 use crate::ring::Ring;
 use crate::state::{DeviceState, QueuePosition, RestoreError, SavedDevice};
+use crate::threads::OnThread;
 
 /// Entries of a request queue.
 const QUEUE_SIZE: u16 = 256;
@@ -86,6 +87,8 @@ pub struct Options {
     pub engine: Engine,
     /// How much it may move.
     pub limits: Limits,
+    /// Confines its threads.
+    pub on_thread: OnThread,
 }
 
 /// A virtio block device.
@@ -158,9 +161,10 @@ impl Block {
             queues,
             engine,
             limits,
+            on_thread,
         } = options;
         let executor = executor(&serial, storage);
-        let thread = DiskThread::start(&name, engine, &executor)?;
+        let thread = DiskThread::start(&name, engine, &executor, on_thread)?;
         Ok(Self {
             name,
             queues: queues.clamp(1, QUEUES_MAX),

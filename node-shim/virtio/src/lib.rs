@@ -27,6 +27,7 @@ pub mod ring;
 pub mod rng;
 pub mod seed;
 pub mod state;
+pub mod threads;
 pub mod transport;
 pub mod vsock;
 pub mod wake;

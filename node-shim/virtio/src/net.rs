@@ -51,6 +51,7 @@ use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, Virt
 use crate::rate_limit::Limits;
 use crate::ring::Ring;
 use crate::state::{DeviceState, QueuePosition, RestoreError, SavedDevice};
+use crate::threads::OnThread;
 use crate::transport::Interrupts;
 
 /// Bytes of `struct virtio_net_hdr`, with `num_buffers` (5.1.6), in the queues and on the tap.
@@ -86,6 +87,8 @@ pub struct Options {
     pub transmit_limits: Limits,
     /// Where lines for a person go.
     pub log: Log,
+    /// Confines its threads.
+    pub on_thread: OnThread,
 }
 
 /// A virtio network device.
@@ -151,10 +154,10 @@ impl Net {
     /// # Errors
     /// When the host refuses threads or descriptors, or a queue of the tap.
     pub fn start(options: Options, links: Vec<Box<dyn Link>>) -> io::Result<Self> {
-        let name = options.name.clone();
+        let (name, on_thread) = (options.name.clone(), options.on_thread);
         Self::new(options, links, |number, pair, failure| {
             let name = format!("{name}-{number}");
-            PairThread::start(name, pair, Arc::clone(failure)).map(Place::Thread)
+            PairThread::start(name, pair, Arc::clone(failure), on_thread).map(Place::Thread)
         })
     }
 
@@ -177,6 +180,7 @@ impl Net {
             receive_limits,
             transmit_limits,
             log,
+            on_thread: _,
         } = options;
         if !(1..=usize::from(PAIRS_MAX)).contains(&links.len()) {
             return Err(io::ErrorKind::InvalidInput.into());

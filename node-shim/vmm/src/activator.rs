@@ -100,7 +100,7 @@ impl Activator for DeviceActivator {
         let Connected { doorbells, host } = std::mem::take(&mut *lock(&self.connected));
         for (kick, address, token) in doorbells {
             if let Err(error) = self.vm.remove_doorbell(&kick, address) {
-                log::line(format_args!("failed to remove the doorbell at {address:#x}: {error}"));
+                log::guest(format_args!("failed to remove the doorbell at {address:#x}: {error}"));
             }
             if let Some(token) = token {
                 self.poll.remove(borrow(kick.as_raw_fd()), token);
@@ -112,6 +112,6 @@ impl Activator for DeviceActivator {
     }
 
     fn failed(&self, device: &str, error: &DeviceError) {
-        log::line(format_args!("{device} waits for a reset by its driver: {error}"));
+        log::guest(format_args!("{device} waits for a reset by its driver: {error}"));
     }
 }

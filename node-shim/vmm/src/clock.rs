@@ -66,13 +66,13 @@ impl Clock {
 
     fn set_timer(&self, chip: &Rtc) {
         if let Err(error) = self.timer.set(chip.next_alarm(SystemTime::now())) {
-            log::line(format_args!("failed to set the clock's alarm: {error}"));
+            log::guest(format_args!("failed to set the clock's alarm: {error}"));
         }
     }
 
     fn set_line(&self, active: bool) {
         if let Err(error) = self.vm.set_line(layout::RTC_IRQ, active) {
-            log::line(format_args!("failed to set the clock's interrupt: {error}"));
+            log::guest(format_args!("failed to set the clock's interrupt: {error}"));
         }
     }
 }

@@ -12,6 +12,8 @@ use node_shim_protocol::control::CONSOLE_PACKET_BYTES;
 use node_shim_virtio::console::Sink;
 
 use crate::control;
+use crate::jail;
+use crate::jail::seccomp::Kind;
 use node_shim_virtio::lock::lock;
 
 /// Bytes of the serial port that wait for a slow reader; a pipe holds four times as many.
@@ -72,10 +74,14 @@ impl Output {
     pub(crate) fn start(target: OwnedFd) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let writer = Arc::clone(&shared);
+        let entry = jail::thread(Kind::Console);
         thread::Builder::new()
             .name("console".to_owned())
             .stack_size(64 * 1024)
-            .spawn(move || write_out(&writer, &target))?;
+            .spawn(move || {
+                entry.enter();
+                write_out(&writer, &target);
+            })?;
         Ok(Self(shared))
     }
 

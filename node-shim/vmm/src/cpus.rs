@@ -289,7 +289,7 @@ impl BusDevice for CpuController {
                     one.vcpu.kick();
                 }
             }
-            Effect::Outcome { cpu, event, status } => log::line(format_args!(
+            Effect::Outcome { cpu, event, status } => log::guest(format_args!(
                 "the guest did not {} vCPU {cpu} (status {status:#x})",
                 if event == 3 { "give up" } else { "take" }
             )),

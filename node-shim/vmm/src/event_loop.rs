@@ -1,6 +1,7 @@
 //! The main thread while the guest runs: everything that happens comes here, and every decision is [`VmState`]'s.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -9,12 +10,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use node_shim_protocol::ExitReason;
 use node_shim_protocol::agent::{GuestState, GuestStatus};
+use node_shim_protocol::control::Isolation;
 use node_shim_virtio::device::Event as DeviceEvent;
 use rustix::event::epoll::EventFlags;
 
 use crate::agent::Link;
 use crate::console::Console;
 use crate::control::{ClientId, Received, Server};
+use crate::jail::paths::Paths;
 use crate::kvm::KvmError;
 use crate::lifecycle::{Action, Event, Phase, Refusal, VmState};
 use crate::log;
@@ -89,6 +92,12 @@ pub(crate) struct Supervisor {
     pub(crate) identity: Identity,
     /// What the guest goes on from, where it was restored.
     pub(crate) restored: Option<Box<SavedVm>>,
+    /// What the process has given up.
+    pub(crate) isolation: Isolation,
+    /// What it may name all the same.
+    pub(crate) paths: Paths,
+    /// /proc/self/pagemap, where the host shows it.
+    pub(crate) pagemap: Option<Arc<File>>,
 }
 
 /// What a VM is.
@@ -118,6 +127,9 @@ pub(crate) struct EventLoop {
     control: Option<Server>,
     grace: Duration,
     identity: Identity,
+    isolation: Isolation,
+    paths: Paths,
+    pagemap: Option<Arc<File>>,
     state: VmState,
     started: Instant,
     boot_time_ms: u64,
@@ -161,6 +173,9 @@ pub(crate) fn run(platform: Platform, supervisor: Supervisor) -> Result<Ending, 
         grace,
         identity,
         restored,
+        isolation,
+        paths,
+        pagemap,
     } = supervisor;
     let plugged = Plugged::new(identity.devices.iter().cloned());
     let mut event_loop = EventLoop {
@@ -171,6 +186,9 @@ pub(crate) fn run(platform: Platform, supervisor: Supervisor) -> Result<Ending, 
         control,
         grace,
         identity,
+        isolation,
+        paths,
+        pagemap,
         state: VmState::new(),
         started: Instant::now(),
         boot_time_ms: now_ms(),
@@ -452,7 +470,7 @@ impl EventLoop {
     /// Empties everything that the guest has filled. vCPUs no longer run.
     fn reset(&mut self) -> Result<(), RunError> {
         self.resets += 1;
-        log::line(format_args!("the guest was reset ({} so far)", self.resets));
+        log::guest(format_args!("the guest was reset ({} so far)", self.resets));
         for function in self.platform.pci.functions() {
             function.power_on_reset();
         }
@@ -532,7 +550,7 @@ impl EventLoop {
         match console {
             Console::Serial => {
                 if let Err(error) = machine.serial.input(input) {
-                    log::line(format_args!("failed to pass console input to the guest: {error}"));
+                    log::guest(format_args!("failed to pass console input to the guest: {error}"));
                 }
             }
             Console::Virtio => self.platform.console.input(input),

@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 use node_shim_protocol::paths;
 
 use self::control::command::Verb;
+use self::jail::seccomp::Mode;
 use self::vmm::Origin;
 
 mod acpi;
@@ -29,6 +30,7 @@ mod cpus;
 mod devices;
 mod event_loop;
 mod events;
+mod jail;
 mod kvm;
 mod layout;
 mod lifecycle;
@@ -81,6 +83,12 @@ enum Command {
         /// Socket of the node agent, which opens /dev/kvm and taps. Without it both are opened here.
         #[arg(long)]
         agent: Option<PathBuf>,
+        /// A directory that snapshots may be written to, besides the scratch directory. May be given again.
+        #[arg(long, value_name = "DIRECTORY")]
+        snapshots: Vec<PathBuf>,
+        /// What becomes of a system call that a thread of the VMM has no need of.
+        #[arg(long, value_enum, default_value_t = Seccomp::Enforce)]
+        seccomp: Seccomp,
         /// Where to write why the VM ended, besides stderr [default: /dev/termination-log where it exists]
         #[arg(long)]
         termination_log: Option<PathBuf>,
@@ -106,6 +114,15 @@ enum Command {
     },
 }
 
+/// Modes of the seccomp filters.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Seccomp {
+    /// It is not made, and the VMM ends with exit code 50.
+    Enforce,
+    /// It is made, and the kernel logs it: for development.
+    Log,
+}
+
 fn main() {
     let started = Instant::now();
     match Arguments::parse().command {
@@ -115,13 +132,13 @@ fn main() {
             scratch,
             control,
             agent,
+            snapshots,
+            seccomp,
             termination_log,
         } => {
+            jail::close_inherited();
             termination::set_log(termination_log);
             termination::end_on_panic();
-            if let Err(error) = rustix::thread::set_no_new_privs(true) {
-                log::line(format_args!("failed to set no_new_privs: {error}"));
-            }
             let origin = match (config, restore) {
                 (_, Some(folder)) => Origin::Snapshot { folder, scratch },
                 (config, None) => Origin::Config(config.unwrap_or_default()),
@@ -130,6 +147,11 @@ fn main() {
                 origin,
                 agent,
                 control,
+                snapshots,
+                seccomp: match seccomp {
+                    Seccomp::Enforce => Mode::Enforce,
+                    Seccomp::Log => Mode::Log,
+                },
                 started,
             };
             match vmm::run(&options) {

@@ -31,7 +31,7 @@ impl BusDevice for PanicPort {
         match said(value) {
             Said::Nothing => {}
             Said::Panicked => self.mailbox.send(Event::Panicked),
-            Said::CrashLoaded => log::line(format_args!("the guest's kernel panicked and starts its crash kernel")),
+            Said::CrashLoaded => log::guest(format_args!("the guest's kernel panicked and starts its crash kernel")),
         }
     }
 }

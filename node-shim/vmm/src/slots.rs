@@ -96,7 +96,7 @@ impl SlotController {
         for slot in slots {
             if let Some(function) = self.pci.take(*slot) {
                 function.power_on_reset();
-                log::line(format_args!("{} was taken out of slot {slot}", function.name()));
+                log::guest(format_args!("{} was taken out of slot {slot}", function.name()));
             }
         }
     }

@@ -32,9 +32,10 @@ pub(crate) fn size() -> Option<Size> {
     })
 }
 
-/// Makes it what it was.
+/// Makes it what it was. Never waits: it may be called in a signal handler.
 pub(crate) fn restore() {
-    if let Some(before) = lock(&SAVED).take() {
+    let saved = SAVED.try_lock().ok().and_then(|mut saved| saved.take());
+    if let Some(before) = saved {
         // The process ends: nobody is left to tell.
         let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &before);
     }

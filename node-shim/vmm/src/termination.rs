@@ -2,27 +2,33 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use node_shim_protocol::{ExitReason, Termination, paths};
 
-use crate::terminal;
+use crate::{log, terminal};
 
 /// Longest message in bytes: with its quotes and escapes it fits into the kubelet's 4096.
 const MESSAGE_MAX_BYTES: usize = 1500;
 
-/// Where the termination message goes.
-static LOG: OnceLock<Option<PathBuf>> = OnceLock::new();
+/// Where the termination message goes, open because nothing is opened any more when it is written.
+static LOG: OnceLock<File> = OnceLock::new();
 /// Whether a thread is already ending the process.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
 /// Says where the termination message goes: `--termination-log`, else the kubelet's file where there is one.
 pub(crate) fn set_log(path: Option<PathBuf>) {
     let default = || Some(PathBuf::from(paths::TERMINATION_LOG)).filter(|path| path.exists());
-    // Set once, from main.
-    let _ = LOG.set(path.or_else(default));
+    // One that cannot be opened changes nothing else: the exit code and stderr say as much.
+    if let Some(path) = path.or_else(default)
+        && let Ok(file) = open_log(&path)
+    {
+        // Set once, from main.
+        let _ = LOG.set(file);
+    }
 }
 
 /// Makes a panic in any thread the end of the process.
@@ -42,20 +48,45 @@ pub(crate) fn end(reason: ExitReason, message: &str) -> ! {
         }
     }
     terminal::restore();
+    log::finish();
     let line = line(reason, message);
     // Nobody is left to tell when these fail; the exit code still says why.
     let _ = writeln!(std::io::stderr(), "node-shim: {line}");
-    if let Some(Some(path)) = LOG.get() {
-        let _ = write_log(path, &line);
+    if let Some(file) = LOG.get() {
+        let _ = file.set_len(0).and_then(|()| file.write_all_at(line.as_bytes(), 0));
     }
     std::process::exit(i32::from(reason.code()));
 }
 
-/// Writes the file. The kubelet's is there already and somebody else's: asking to create it could be refused where writing is not
+/// Ends the process from a signal handler: nothing here allocates or waits. `message` is ASCII text without quotes, backslashes or control
+/// characters.
+pub(crate) fn end_in_handler(reason: ExitReason, message: &str) -> ! {
+    terminal::restore();
+    let parts = ["{\"reason\":\"", reason.name(), "\",\"message\":\"", message, "\"}"];
+    let stderr = rustix::stdio::stderr();
+    // Nobody is left to tell when these fail; the exit code still says why.
+    let _ = rustix::io::write(stderr, b"node-shim: ");
+    let mut at = 0;
+    if let Some(file) = LOG.get() {
+        let _ = file.set_len(0);
+    }
+    for part in parts {
+        let _ = rustix::io::write(stderr, part.as_bytes());
+        if let Some(file) = LOG.get() {
+            let _ = file.write_all_at(part.as_bytes(), at);
+            at += part.len() as u64;
+        }
+    }
+    let _ = rustix::io::write(stderr, b"\n");
+    // SAFETY: ends the process at once, without anything that was to run at its exit.
+    unsafe { libc::_exit(i32::from(reason.code())) }
+}
+
+/// Opens the file. The kubelet's is there already and somebody else's: asking to create it could be refused where writing is not
 /// (`fs.protected_regular`).
-fn write_log(path: &Path, line: &str) -> std::io::Result<()> {
-    let file = OpenOptions::new().write(true).truncate(true).open(path);
-    file.or_else(|_| File::create(path))?.write_all(line.as_bytes())
+fn open_log(path: &Path) -> std::io::Result<File> {
+    let file = OpenOptions::new().write(true).open(path);
+    file.or_else(|_| File::create(path))
 }
 
 /// The termination message, one line of JSON.

@@ -20,6 +20,8 @@ use vmm_sys_util::signal::Killable;
 use self::gate::Gate;
 use self::parking::Parking;
 use crate::bus::Bus;
+use crate::jail;
+use crate::jail::seccomp::Kind;
 use crate::lifecycle::Event;
 use crate::mailbox::Mailbox;
 use crate::signals;
@@ -89,10 +91,14 @@ impl Vcpu {
         let Processor { descriptor, cpuid } = processor;
         let descriptor = Arc::new(Mutex::new(descriptor));
         let of_thread = Arc::clone(&descriptor);
+        let entry = jail::thread(Kind::Vcpu);
         let thread = thread::Builder::new()
             .name(format!("vcpu{index}"))
             .stack_size(STACK_BYTES)
-            .spawn(move || run(&of_thread, &buses, &mailbox, &gate, &parking))?;
+            .spawn(move || {
+                entry.enter();
+                run(&of_thread, &buses, &mailbox, &gate, &parking);
+            })?;
         Ok(Self {
             thread,
             descriptor,

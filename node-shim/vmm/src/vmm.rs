@@ -6,12 +6,15 @@
 //! 4. KVM and taps: from the node agent, or opened here;
 //! 5. guest memory and the VM;
 //! 6. the console and the control socket;
-//! 7. virtio devices on the PCI bus.
+//! 7. virtio devices on the PCI bus;
+//! 8. the jail: see [`jail`].
 //!
 //! Everything that can be wrong with what the user gave comes before anything that the host gives, so that the same mistake always
 //! ends the same way.
 
+use std::fs::File;
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,6 +40,9 @@ use crate::devices::vsock::{self, VsockError};
 use crate::devices::{self, Connector, disk, network, seed};
 use crate::event_loop::{self, Ending, Identity, RunError, Supervisor};
 use crate::events::Events;
+use crate::jail::paths::Paths;
+use crate::jail::seccomp::Mode;
+use crate::jail::{self, JailError};
 use crate::kvm::{Host, KvmError};
 use crate::machine::Platform;
 use crate::mailbox::Mailbox;
@@ -107,6 +113,9 @@ pub(crate) enum VmmError {
     /// There is no control socket.
     #[error(transparent)]
     Control(ControlError),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Jail(JailError),
     /// The snapshot cannot be restored.
     #[error(transparent)]
     Snapshot(SnapshotError),
@@ -136,6 +145,7 @@ impl VmmError {
             | Self::Vcpus { .. }
             | Self::Memory(_)
             | Self::Control(_)
+            | Self::Jail(_)
             | Self::Host { .. } => ExitReason::HostUnavailable,
             Self::Snapshot(error) => error.reason(),
             Self::Run(error) => error.reason(),
@@ -151,6 +161,10 @@ pub(crate) struct Options {
     pub(crate) agent: Option<PathBuf>,
     /// Where to listen for requests.
     pub(crate) control: Option<PathBuf>,
+    /// Where snapshots may go, beside the scratch directory.
+    pub(crate) snapshots: Vec<PathBuf>,
+    /// How strict the seccomp filters are.
+    pub(crate) seccomp: Mode,
     /// When the process started.
     pub(crate) started: Instant,
 }
@@ -214,6 +228,8 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     signals::install_kick_handler().map_err(host_error("install a signal handler"))?;
 
     let Start { text, config, snapshot } = start(&options.origin)?;
+    let connects = options.agent.is_some() || config.vsock.is_some();
+    jail::prepare(options.seccomp, connects).map_err(VmmError::Jail)?;
     let disks = disk::open_all(&config).map_err(VmmError::Disk)?;
     let running = snapshot.as_ref().map(|snapshot| snapshot.state.kernel.as_str());
     let boot = BootSource::open(&config, &disks, running).map_err(VmmError::Boot)?;
@@ -287,7 +303,14 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         config.memory_bytes >> 20
     ));
     terminal::make_raw();
+    let paths = paths(&config, options);
+    let pagemap = File::open("/proc/self/pagemap").ok();
+    let isolation = jail::enter(&paths).map_err(VmmError::Jail)?;
+    jail::report(isolation);
     let supervisor = Supervisor {
+        isolation,
+        paths,
+        pagemap: pagemap.map(Arc::new),
         poll,
         signals,
         agent,
@@ -305,6 +328,20 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         restored: snapshot.map(|snapshot| Box::new(snapshot.state)),
     };
     event_loop::run(platform, supervisor).map_err(VmmError::Run)
+}
+
+/// What is used by its name from now on.
+fn paths(config: &CheckedConfig, options: &Options) -> Paths {
+    let agent = options.agent.as_deref();
+    let vsock = config.vsock.as_ref().map(|vsock| vsock.socket.as_path());
+    let directories = |paths: [Option<&Path>; 2]| paths.into_iter().flatten().map(jail::paths::directory_of).collect();
+    let writable = iter::once(&config.scratch).chain(&options.snapshots);
+    Paths {
+        // As the folders of snapshots, which are absolute.
+        writable: writable.filter_map(|path| std::path::absolute(path).ok()).collect(),
+        removable: directories([options.control.as_deref(), None]),
+        sockets: directories([agent, vsock]),
+    }
 }
 
 /// The devices on a bus, each with its vectors and its doorbells.

@@ -79,7 +79,7 @@ impl Watchdog {
         let now = Instant::now();
         let left = chip.deadline().map(|deadline| deadline.saturating_duration_since(now));
         if let Err(error) = self.timer.set(left) {
-            log::line(format_args!("failed to set the watchdog's timer: {error}"));
+            log::guest(format_args!("failed to set the watchdog's timer: {error}"));
         }
     }
 }

@@ -109,6 +109,7 @@ pub(crate) const fn reason_name(reason: ExitReason) -> &'static str {
         ExitReason::GuestCrashed => "GuestCrashed",
         ExitReason::GuestPanicked => "GuestPanicked",
         ExitReason::GuestHung => "GuestHung",
+        ExitReason::IsolationViolated => "IsolationViolated",
         ExitReason::Internal => "Internal",
     }
 }

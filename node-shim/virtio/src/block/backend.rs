@@ -12,6 +12,7 @@ use super::pool::Pool;
 use super::request::Operation;
 use super::uring::Uring;
 use crate::device::Memory;
+use crate::threads::OnThread;
 
 /// Threads of a disk whose requests all go to them. More than four in flight is what a disk with a deep queue gains from, and then
 /// `io_uring` is what one wants; the measurements are those of the bench in `examples/block_bench.rs`.
@@ -62,8 +63,8 @@ impl Backend {
     ///
     /// # Errors
     /// When the host refuses them.
-    pub(super) fn start(engine: Engine, name: &str, executor: &Arc<Executor>) -> io::Result<Self> {
-        let pool = |threads| Pool::start(name, threads, Arc::clone(executor));
+    pub(super) fn start(engine: Engine, name: &str, executor: &Arc<Executor>, on_thread: OnThread) -> io::Result<Self> {
+        let pool = |threads| Pool::start(name, threads, Arc::clone(executor), on_thread);
         Ok(match engine {
             Engine::Inline => Self::Inline,
             Engine::Pool => Self::Pool(pool(POOL_THREADS)?),

@@ -49,6 +49,7 @@ impl Driver {
             queues,
             engine,
             limits,
+            on_thread: crate::threads::unconfined,
         };
         let mut driver = Self {
             memory: guest_memory(),

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use super::execute::{Executor, Job};
 use crate::device::Memory;
 use crate::lock::lock;
+use crate::threads::{OnThread, ThreadKind};
 use crate::wake::Wake;
 
 /// Bytes of a worker's stack: deep enough for unpacking a cluster.
@@ -44,7 +45,7 @@ impl Pool {
     ///
     /// # Errors
     /// When the host refuses a thread or a descriptor.
-    pub(super) fn start(name: &str, threads: usize, executor: Arc<Executor>) -> io::Result<Self> {
+    pub(super) fn start(name: &str, threads: usize, executor: Arc<Executor>, on_thread: OnThread) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             waiting: Mutex::default(),
             work: Condvar::new(),
@@ -61,7 +62,11 @@ impl Pool {
             let thread = std::thread::Builder::new()
                 .name(format!("{name}-io{number}"))
                 .stack_size(STACK_BYTES);
-            pool.threads.push(thread.spawn(move || shared.work())?);
+            let enter = on_thread(ThreadKind::DiskIo);
+            pool.threads.push(thread.spawn(move || {
+                enter();
+                shared.work();
+            })?);
         }
         Ok(pool)
     }

@@ -22,6 +22,7 @@ use super::worker::Worker;
 use crate::device::{DeviceError, HostSource};
 use crate::lock::lock;
 use crate::state::QueuePosition;
+use crate::threads::{OnThread, ThreadKind};
 use crate::wake::{self, Wake};
 
 /// What the thread is told.
@@ -60,8 +61,8 @@ impl DiskThread {
     ///
     /// # Errors
     /// When the host refuses threads or descriptors.
-    pub(super) fn start(name: &str, engine: Engine, executor: &Arc<Executor>) -> io::Result<Self> {
-        let backend = Backend::start(engine, name, executor)?;
+    pub(super) fn start(name: &str, engine: Engine, executor: &Arc<Executor>, on_thread: OnThread) -> io::Result<Self> {
+        let backend = Backend::start(engine, name, executor, on_thread)?;
         let shared = Arc::new(Shared {
             told: Wake::new()?,
             failed: Wake::new()?,
@@ -77,9 +78,11 @@ impl DiskThread {
             live: None,
             paused: false,
         };
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || state.run())?;
+        let enter = on_thread(ThreadKind::Disk);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            enter();
+            state.run();
+        })?;
         Ok(Self {
             shared,
             commands,

@@ -80,6 +80,7 @@ fn options(limits: Limits) -> Options {
         receive_limits: limits,
         transmit_limits: limits,
         log: |_| {},
+        on_thread: crate::threads::unconfined,
     }
 }
 

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::pair::{Events, Pair};
 use crate::device::{DeviceError, HostSource};
 use crate::lock::lock;
+use crate::threads::{OnThread, ThreadKind};
 use crate::wake::{self, Wake};
 
 /// Something that a pair is told.
@@ -66,7 +67,7 @@ impl PairThread {
     ///
     /// # Errors
     /// When the host refuses threads or descriptors.
-    pub(super) fn start(name: String, pair: Pair, failure: Arc<Failure>) -> io::Result<Self> {
+    pub(super) fn start(name: String, pair: Pair, failure: Arc<Failure>, on_thread: OnThread) -> io::Result<Self> {
         let told = Arc::new(Wake::new()?);
         let (orders, received) = channel();
         let state = Loop {
@@ -75,7 +76,11 @@ impl PairThread {
             failure,
             pair,
         };
-        let thread = std::thread::Builder::new().name(name).spawn(move || state.run())?;
+        let enter = on_thread(ThreadKind::Net);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            enter();
+            state.run();
+        })?;
         Ok(Self {
             told,
             orders: Some(orders),

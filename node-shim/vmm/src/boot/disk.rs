@@ -99,7 +99,7 @@ impl BootDisk {
             source,
         })?;
         let found = one_line(&image.entry().to_string());
-        log::line(format_args!("disk `{}` boots {found}", self.name));
+        log::guest(format_args!("disk `{}` boots {found}", self.name));
         *lock(&self.found) = found;
         let files = self.files(&image, &limits);
         drop(image);
@@ -156,7 +156,7 @@ impl BootDisk {
             Ok(elf) => Some(elf),
             Err(CacheError::Unpack(_)) => None,
             Err(error @ CacheError::Write { .. }) => {
-                log::line(format_args!("disk `{}`: {error}", self.name));
+                log::guest(format_args!("disk `{}`: {error}", self.name));
                 kernel::unpack(packed, most).ok()
             }
         }

@@ -12,8 +12,8 @@ use node_shim_virtio::block::{Block, Engine, FileStorage, Options, OverlayStorag
 use node_shim_virtio::rate_limit::Limits;
 
 use crate::config::{CheckedConfig, Disk};
-use crate::log;
 use crate::volume::{self, VolumeError};
+use crate::{jail, log};
 
 pub(crate) mod command;
 
@@ -103,6 +103,7 @@ pub(crate) fn open(config: &CheckedConfig, index: usize, disk: &Disk, engine: En
         queues: u16::from(config.vcpus).min(QUEUES_MAX),
         engine,
         limits: disk.limits,
+        on_thread: jail::device_thread,
     };
     start(&disk.name, options, open_storage(&config.scratch, disk)?)
 }
@@ -130,8 +131,10 @@ pub(crate) fn attach(name: &str, file: File, read_only: bool, queues: u8) -> Res
         name: format!("blk-{name}"),
         serial: name.to_owned(),
         queues: u16::from(queues).min(QUEUES_MAX),
-        engine: Engine::best(),
+        // No ring is made once the filters are there: it would be a way around them.
+        engine: Engine::Pool,
         limits: Limits::default(),
+        on_thread: jail::device_thread,
     };
     start(name, options, Arc::new(storage.map_err(storage_error)?))
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 use node_shim_protocol::agent::InterfaceGrant;
 use node_shim_protocol::config::{Binding, GuestNetwork};
@@ -11,7 +12,7 @@ use node_shim_virtio::net::{GuestIdentity, Link, MacAddress, Net, Options, PAIRS
 use node_shim_virtio::rate_limit::Limits;
 
 use crate::config::CheckedConfig;
-use crate::log;
+use crate::{jail, log};
 
 /// Longest resolv.conf that is read.
 const RESOLV_CONF_MAX_BYTES: u64 = 16 * 1024;
@@ -63,7 +64,7 @@ pub(crate) fn open_all(
     config: &CheckedConfig,
     granted: Vec<(InterfaceGrant, Vec<OwnedFd>)>,
 ) -> Result<Vec<Net>, NetworkError> {
-    let resolver = Resolver::of_this_machine();
+    let resolver = resolver();
     let mut granted = granted.into_iter();
     let mut nets = Vec::with_capacity(config.interfaces.len());
     for (index, interface) in config.interfaces.iter().enumerate() {
@@ -91,7 +92,7 @@ pub(crate) fn open_all(
             receive_limits: interface.receive_limits,
             transmit_limits: interface.transmit_limits,
         };
-        nets.push(start(card, &network, queues, &resolver)?);
+        nets.push(start(card, &network, queues, resolver)?);
     }
     Ok(nets)
 }
@@ -112,7 +113,7 @@ pub(crate) fn attach(
         receive_limits: Limits::default(),
         transmit_limits: Limits::default(),
     };
-    start(card, network, vec![tap], &Resolver::of_this_machine())
+    start(card, network, vec![tap], resolver())
 }
 
 /// What an interface is, beside its taps and its network.
@@ -154,7 +155,8 @@ fn start(
         guest: identity,
         receive_limits: card.receive_limits,
         transmit_limits: card.transmit_limits,
-        log: log::line,
+        log: log::guest,
+        on_thread: jail::device_thread,
     };
     links.and_then(|links| Net::start(options, links)).map_err(tap_error)
 }
@@ -203,6 +205,12 @@ fn attach_queue(device: &str, multi: bool) -> io::Result<OwnedFd> {
 struct Resolver {
     name_servers: Vec<IpAddr>,
     search: Vec<String>,
+}
+
+/// This machine's, read once: when an interface is plugged later the file can no longer be opened.
+fn resolver() -> &'static Resolver {
+    static RESOLVER: OnceLock<Resolver> = OnceLock::new();
+    RESOLVER.get_or_init(Resolver::of_this_machine)
 }
 
 impl Resolver {

@@ -157,6 +157,7 @@ impl EventLoop {
             disks,
             interfaces,
             resets: self.resets,
+            isolation: self.isolation,
             restored_in_us: self.restored_in.map(micros),
         }
     }

@@ -116,9 +116,11 @@ impl EventLoop {
         let saving = self.saving.as_mut().ok_or("nobody asked for a snapshot")?;
         let job = Job {
             folder: saving.folder.clone(),
+            allowed: self.paths.clone(),
             state,
             memory: Arc::clone(&self.platform.memory),
             mapped_file: self.mapped_file,
+            pagemap: self.pagemap.clone(),
             scratch: self.identity.scratch.clone(),
             disks: saved.disks,
         };

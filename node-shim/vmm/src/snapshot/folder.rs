@@ -39,6 +39,8 @@ pub(crate) struct Contents<'a> {
     pub(crate) memory: &'a Memory,
     /// Whether the memory is a private mapping of another snapshot's file.
     pub(crate) mapped_file: bool,
+    /// /proc/self/pagemap, where it can be read.
+    pub(crate) pagemap: Option<&'a File>,
     /// Where the files of the disks are, and their names.
     pub(crate) scratch: &'a Path,
     /// Files of disks.
@@ -96,7 +98,12 @@ fn write_partial(partial: &Path, contents: &Contents<'_>) -> Result<u64, Snapsho
     let path = partial.join(MEMORY);
     let file = File::options().read(true).write(true).create_new(true).open(&path);
     let file = file.map_err(failed("make", &path))?;
-    let written = pages::write(contents.memory, contents.mapped_file, &file).map_err(failed("write", &path))?;
+    let written = pages::write(
+        contents.memory,
+        contents.pagemap.filter(|_| !contents.mapped_file),
+        &file,
+    )
+    .map_err(failed("write", &path))?;
     file.sync_all().map_err(failed("sync", &path))?;
     let path = partial.join(STATE);
     fs::write(&path, contents.state).map_err(failed("write", &path))?;
@@ -258,6 +265,7 @@ mod tests {
             state: b"state",
             memory: &memory,
             mapped_file: false,
+            pagemap: None,
             scratch,
             disks,
         };

@@ -20,15 +20,11 @@ const SWAPPED: u64 = 1 << 62;
 
 /// Writes guest memory, of which nothing changes meanwhile, to an empty file. Returns the bytes that are not holes.
 ///
-/// `mapped_file` says that the memory is a private mapping of a file: then a page that is not there is not zero but the file's.
-pub(super) fn write(memory: &Memory, mapped_file: bool, file: &File) -> io::Result<u64> {
+/// `pagemap` is /proc/self/pagemap. Without it every page is looked at, as those of a private mapping of a file have to be: there a page
+/// that is not there is not zero but the file's.
+pub(super) fn write(memory: &Memory, pagemap: Option<&File>, file: &File) -> io::Result<u64> {
     let total = memory.iter().map(GuestMemoryRegion::len).sum();
     file.set_len(total)?;
-    let pagemap = if mapped_file {
-        None
-    } else {
-        File::open("/proc/self/pagemap").ok()
-    };
     let mut buffer = vec![0; CHUNK];
     let (mut base, mut written) = (0, 0);
     for region in memory.iter() {
@@ -38,7 +34,7 @@ pub(super) fn write(memory: &Memory, mapped_file: bool, file: &File) -> io::Resu
             let left = usize::try_from(region.len() - offset).unwrap_or(CHUNK);
             let length = left.min(CHUNK);
             let at = usize::try_from(offset).map_err(io::Error::other)?;
-            if is_touched(pagemap.as_ref(), host + at, length) {
+            if is_touched(pagemap, host + at, length) {
                 let chunk = &mut buffer[..length];
                 region
                     .read_slice(chunk, MemoryRegionAddress(offset))
@@ -113,7 +109,8 @@ mod tests {
         }
         memory.write_slice(&[0; 4096], GuestAddress(32 << 20)).unwrap();
         let file = tempfile::tempfile().unwrap();
-        let written = write(&memory, false, &file).unwrap();
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let written = write(&memory, Some(&pagemap), &file).unwrap();
         assert_eq!(written, 5 * 4096, "one of the marks is on two pages");
         assert_eq!(file.metadata().unwrap().len(), bytes);
         assert!(file.metadata().unwrap().blocks() * 512 < 1 << 20);
@@ -127,7 +124,7 @@ mod tests {
         // What is written to it stays out of the file, and both are in the next snapshot.
         back.write_slice(b"more", GuestAddress(16 << 20)).unwrap();
         let next = tempfile::tempfile().unwrap();
-        assert_eq!(write(&back, true, &next).unwrap(), 6 * 4096);
+        assert_eq!(write(&back, None, &next).unwrap(), 6 * 4096);
         let mut from_file = [0; 4];
         file.read_exact_at(&mut from_file, 16 << 20).unwrap();
         assert_eq!(from_file, [0; 4]);

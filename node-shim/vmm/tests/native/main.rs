@@ -10,6 +10,7 @@ use node_shim_protocol::control::{FailureKind, Response, SnapshotDone, VmState, 
 use self::vm::{Place, Report, Vm};
 
 mod guest;
+mod isolation;
 mod vm;
 
 const MIB: u64 = 1 << 20;

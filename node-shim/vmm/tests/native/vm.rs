@@ -91,6 +91,8 @@ impl Vm {
             .args(arguments)
             .arg("--control")
             .arg(&socket)
+            .arg("--snapshots")
+            .arg(socket.parent().unwrap())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
