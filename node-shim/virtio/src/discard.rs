@@ -10,7 +10,7 @@ use crate::device::Memory;
 pub const PAGE_BYTES: u64 = 4096;
 
 /// Whether guest memory is of the host's pool of huge pages. What such a mapping gives back is anybody's: its own next access may then find
-/// the pool empty, which kills it (hugetlbfs_reserv.rst). So nothing is given back.
+/// the pool empty, which kills it (`hugetlbfs_reserv.rst`). So nothing is given back.
 pub fn is_from_pool(memory: &Memory) -> bool {
     memory.iter().any(|region| region.flags() & libc::MAP_HUGETLB != 0)
 }
