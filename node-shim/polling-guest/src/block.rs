@@ -65,7 +65,13 @@ pub(crate) fn command<'a>(
     };
     let bytes = number(words)?;
     let depth = u16::try_from(number(words)?).map_err(|_| "too deep")?;
-    let load = Load { operation, is_sequential, bytes, depth, count: number(words)? };
+    let load = Load {
+        operation,
+        is_sequential,
+        bytes,
+        depth,
+        count: number(words)?,
+    };
     if disk.is_none() {
         *disk = Some(open()?);
     }
@@ -78,10 +84,14 @@ pub(crate) fn command<'a>(
 
 fn open() -> Result<Disk, &'static str> {
     let device = Device::open(TYPE, 0)?;
-    let sectors: u64 = u64::from(memory::read::<u32>(device.config)) | u64::from(memory::read::<u32>(device.config + 4)) << 32;
+    let sectors: u64 =
+        u64::from(memory::read::<u32>(device.config)) | u64::from(memory::read::<u32>(device.config + 4)) << 32;
     let queue = device.queue(0, 0)?;
     device.start();
-    Ok(Disk { queue, bytes: sectors.saturating_mul(SECTOR_BYTES) })
+    Ok(Disk {
+        queue,
+        bytes: sectors.saturating_mul(SECTOR_BYTES),
+    })
 }
 
 fn header(disk: &Disk, slot: u16) -> u64 {
@@ -93,8 +103,17 @@ fn status(disk: &Disk, slot: u16) -> u64 {
 }
 
 fn run(disk: &mut Disk, load: &Load) -> Result<(), &'static str> {
-    let &Load { operation, is_sequential, bytes, depth, count } = load;
-    if bytes == 0 || !u64::from(bytes).is_multiple_of(SECTOR_BYTES) || u64::from(bytes) * u64::from(depth) > memory::DATA_BYTES {
+    let &Load {
+        operation,
+        is_sequential,
+        bytes,
+        depth,
+        count,
+    } = load;
+    if bytes == 0
+        || !u64::from(bytes).is_multiple_of(SECTOR_BYTES)
+        || u64::from(bytes) * u64::from(depth) > memory::DATA_BYTES
+    {
         return Err("the size is no multiple of 512, or too large for the depth");
     }
     let blocks = disk.bytes / u64::from(bytes);
@@ -102,18 +121,37 @@ fn run(disk: &mut Disk, load: &Load) -> Result<(), &'static str> {
         return Err("the queue or the disk is too small");
     }
     let state = if is_sequential { 0 } else { 0x9e37_79b9_7f4a_7c15 };
-    let mut places = Places { blocks, state, is_sequential };
+    let mut places = Places {
+        blocks,
+        state,
+        is_sequential,
+    };
     for slot in 0..depth {
         let parts = [
-            Part { address: header(disk, slot), bytes: HEADER_BYTES, is_written: false },
-            Part { address: memory::DATA + u64::from(slot) * u64::from(bytes), bytes, is_written: operation == READ },
-            Part { address: status(disk, slot), bytes: 1, is_written: true },
+            Part {
+                address: header(disk, slot),
+                bytes: HEADER_BYTES,
+                is_written: false,
+            },
+            Part {
+                address: memory::DATA + u64::from(slot) * u64::from(bytes),
+                bytes,
+                is_written: operation == READ,
+            },
+            Part {
+                address: status(disk, slot),
+                bytes: 1,
+                is_written: true,
+            },
         ];
         disk.queue.describe(slot * PARTS, &parts);
         memory::write(header(disk, slot), operation);
     }
     let mut submit = |disk: &mut Disk, slot: u16| {
-        memory::write(header(disk, slot) + 8, places.next() * (u64::from(bytes) / SECTOR_BYTES));
+        memory::write(
+            header(disk, slot) + 8,
+            places.next() * (u64::from(bytes) / SECTOR_BYTES),
+        );
         memory::write(status(disk, slot), UNDONE);
         disk.queue.give(slot * PARTS);
     };

@@ -6,6 +6,7 @@
 //!                                     `block COUNT KICKS`, or `error WHAT`
 //! net send BYTES COUNT                frames from the first interface, all alike: `sent COUNT KICKS`
 //! net receive COUNT                   waits for so many frames: `received COUNT BYTES`
+//! touch MIB                           writes to each page of that many MiB: `touched`
 //! ping                                `pong`
 //! ```
 //!
@@ -46,6 +47,7 @@ extern "C" fn polling_guest() -> ! {
                 serial::put_line(format_args!("pong"));
                 Ok(())
             }
+            Some("touch") => touch(&mut words),
             Some("block") => block::command(&mut disk, &mut words),
             Some("net") => net::command(&mut interface, &mut words),
             _ => Err("no such command"),
@@ -54,6 +56,14 @@ extern "C" fn polling_guest() -> ! {
             serial::put_line(format_args!("error {what}"));
         }
     }
+}
+
+/// Writes to pages of the buffers, and beyond them: the guest is told how much memory it has.
+fn touch<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<(), &'static str> {
+    let pages = u64::from(number(words)?.min(2048)) << 8;
+    (0..pages).for_each(|page| memory::write(memory::DATA + (page << 12), page + 1));
+    serial::put_line(format_args!("touched"));
+    Ok(())
 }
 
 /// The next word as a number.

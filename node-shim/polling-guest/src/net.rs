@@ -67,7 +67,11 @@ fn open() -> Result<Interface, &'static str> {
     }
     let mac = core::array::from_fn(|index| memory::read(device.config + index as u64));
     for index in 0..BUFFERS {
-        let part = Part { address: buffer(0, index), bytes: BUFFER_BYTES as u32, is_written: true };
+        let part = Part {
+            address: buffer(0, index),
+            bytes: BUFFER_BYTES as u32,
+            is_written: true,
+        };
         receive.describe(index, &[part]);
         receive.give(index);
     }
@@ -90,7 +94,12 @@ fn write_frame(at: u64, mac: [u8; 6], bytes: u32) {
     ip[9] = 17;
     ip[12..16].copy_from_slice(&FROM);
     ip[16..20].copy_from_slice(&TO);
-    let sum: u32 = ip.as_chunks().0.iter().map(|&word| u32::from(u16::from_be_bytes(word))).sum();
+    let sum: u32 = ip
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&word| u32::from(u16::from_be_bytes(word)))
+        .sum();
     let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
     frame[34..36].copy_from_slice(&9_u16.to_be_bytes());
@@ -112,7 +121,14 @@ fn send(interface: &mut Interface, bytes: u32, count: u32) -> Result<(), &'stati
             memory::write(address + offset, 0_u8);
         }
         write_frame(address + u64::from(HEADER_BYTES), interface.mac, bytes);
-        queue.describe(index, &[Part { address, bytes: HEADER_BYTES + bytes, is_written: false }]);
+        queue.describe(
+            index,
+            &[Part {
+                address,
+                bytes: HEADER_BYTES + bytes,
+                is_written: false,
+            }],
+        );
     }
     let (mut given, mut taken) = (0, 0);
     while given < count && given < u32::from(BUFFERS) {

@@ -18,7 +18,9 @@ impl Function {
     /// The first function with this vendor and device id.
     pub(crate) fn find(vendor: u16, device: u16) -> Option<Self> {
         let id = u32::from(device) << 16 | u32::from(vendor);
-        (0..32).map(|slot| Self { slot }).find(|function| function.read(0) == id)
+        (0..32)
+            .map(|slot| Self { slot })
+            .find(|function| function.read(0) == id)
     }
 
     fn select(self, offset: u8) {
@@ -45,7 +47,11 @@ impl Function {
         }
         let low = self.read(0x10 + index * 4);
         let is_wide = low & 0b110 == 0b100;
-        let high = if is_wide && index < 5 { self.read(0x14 + index * 4) } else { 0 };
+        let high = if is_wide && index < 5 {
+            self.read(0x14 + index * 4)
+        } else {
+            0
+        };
         match (low & !0xf, high) {
             (_, 1..) => Err("a BAR is above 4 GiB"),
             (0, 0) => Err("a BAR has no address"),

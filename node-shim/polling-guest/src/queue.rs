@@ -44,7 +44,16 @@ impl Queue {
 
     /// A queue with its rings in 12 KiB from `start`.
     pub(crate) fn new(start: u64, size: u16, index: u16, notify: u64) -> Self {
-        let queue = Self { start, size, index, notify, available: 0, told: 0, taken: 0, kicks: 0 };
+        let queue = Self {
+            start,
+            size,
+            index,
+            notify,
+            available: 0,
+            told: 0,
+            taken: 0,
+            kicks: 0,
+        };
         for offset in (0..0x3000).step_by(8) {
             memory::write(start + offset, 0_u64);
         }

@@ -69,7 +69,12 @@ impl Device {
 
     /// Where the structures of a function are (4.1.4).
     fn locate(function: Function) -> Result<Self, &'static str> {
-        let mut device = Self { common: 0, notify: 0, notify_multiplier: 0, config: 0 };
+        let mut device = Self {
+            common: 0,
+            notify: 0,
+            notify_multiplier: 0,
+            config: 0,
+        };
         for at in function.capabilities(VENDOR_CAPABILITY) {
             let kind = (function.read(at) >> 24) as u8;
             if !matches!(kind, 1 | 2 | 4) {
