@@ -7,6 +7,8 @@ use crate::{memory, number, serial};
 const TYPE: u16 = 2;
 const READ: u32 = 0;
 const WRITE: u32 = 1;
+/// `VIRTIO_BLK_F_FLUSH`: without it every write would have to be on stable storage before it is done.
+const FLUSH: u64 = 1 << 9;
 const SECTOR_BYTES: u64 = 512;
 const HEADER_BYTES: u32 = 16;
 /// Descriptors of a request: header, data, status.
@@ -83,7 +85,7 @@ pub(crate) fn command<'a>(
 }
 
 fn open() -> Result<Disk, &'static str> {
-    let device = Device::open(TYPE, 0)?;
+    let device = Device::open(TYPE, FLUSH)?;
     let sectors: u64 =
         u64::from(memory::read::<u32>(device.config)) | u64::from(memory::read::<u32>(device.config + 4)) << 32;
     let queue = device.queue(0, 0)?;
