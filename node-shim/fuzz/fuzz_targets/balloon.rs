@@ -14,8 +14,8 @@ fuzz_target!(|input: (u64, Vec<(u8, u32)>, u64, Vec<Action>)| {
         balloon.write_config(u64::from(*offset), &value.to_le_bytes());
     }
     drive(&mut balloon, features, &actions, || {
-        handle.set_target(target).expect("an eventfd");
-        handle.statistics().expect("an eventfd");
+        handle.set_target(target);
+        handle.statistics();
     });
     let status = handle.status();
     assert!(status.target_bytes <= MEMORY_BYTES as u64 && status.actual_bytes <= MEMORY_BYTES as u64);

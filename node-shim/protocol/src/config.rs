@@ -61,6 +61,40 @@ pub struct Memory {
     /// Most bytes of RAM, with what can be plugged while the guest runs; [`Self::size_bytes`] where it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_size_bytes: Option<u64>,
+    /// Takes all memory, also what can be plugged, from the host's pool of huge pages of this size, at once. Where it is left out the host
+    /// gives pages as the guest uses them, large ones where it has them (transparent huge pages).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub huge_pages: Option<HugePages>,
+}
+
+/// A size of huge pages. Closed; Kubernetes writes them so in `hugepages-2Mi`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HugePages {
+    /// 2 MiB.
+    #[serde(rename = "2Mi")]
+    TwoMebibytes,
+    /// 1 GiB.
+    #[serde(rename = "1Gi")]
+    OneGibibyte,
+}
+
+impl HugePages {
+    /// Bytes of a page.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::TwoMebibytes => 2 << 20,
+            Self::OneGibibyte => 1 << 30,
+        }
+    }
+}
+
+impl std::fmt::Display for HugePages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TwoMebibytes => "2Mi",
+            Self::OneGibibyte => "1Gi",
+        })
+    }
 }
 
 /// A virtio-vsock device, with Firecracker's protocol on the host's side.

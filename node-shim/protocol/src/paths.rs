@@ -19,7 +19,7 @@ pub const SCRATCH_DIR: &str = "/scratch";
 pub const AGENT_DIR: &str = "/run/tandem";
 /// File name of the node agent's socket inside [`AGENT_DIR`] and inside each device's directory on the node.
 pub const AGENT_SOCKET: &str = "agent.sock";
-/// File name of a VM's control socket inside [`SCRATCH_DIR`].
-pub const CONTROL_SOCKET: &str = "control.sock";
+/// A VM's control socket, in [`SCRATCH_DIR`].
+pub const CONTROL_SOCKET: &str = "/scratch/control.sock";
 /// The kubelet's default termination message file.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";

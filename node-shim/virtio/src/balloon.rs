@@ -19,7 +19,6 @@ use crate::discard::{discard, total_bytes};
 use crate::ring::{Ring, Step};
 use crate::state::{DeviceState, QueuePosition, RestoreError, SavedDevice};
 use crate::transport::Interrupts;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// `VIRTIO_BALLOON_F_STATS_VQ` (5.5.3).
@@ -92,14 +91,8 @@ impl Balloon {
     fn on_wake(&mut self) -> Result<(), DeviceError> {
         let wishes = self.shared.take_wishes();
         let Some(active) = &mut self.active else { return Ok(()) };
-        if wishes.target
-            && let Some(vector) = active.config_vector
-        {
-            active.interrupts.trigger(vector).map_err(|source| DeviceError::Host {
-                device: "balloon".into(),
-                what: "raise an interrupt",
-                source,
-            })?;
+        if wishes.target {
+            active.interrupts.raise(active.config_vector, "balloon")?;
         }
         if wishes.statistics
             && let Some((ring, held)) = &mut active.statistics
@@ -253,11 +246,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn host_sources(&self) -> Vec<HostSource> {
-        vec![HostSource {
-            fd: self.shared.event().as_raw_fd(),
-            readable: true,
-            writable: false,
-        }]
+        vec![self.shared.wake().source()]
     }
 
     fn handle(&mut self, event: Event) -> Result<(), DeviceError> {

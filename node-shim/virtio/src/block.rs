@@ -37,7 +37,7 @@ use self::execute::{Executor, SERIAL_BYTES};
 pub use self::file::FileStorage;
 pub use self::format::{Format, Image};
 pub use self::memory::MemoryStorage;
-pub use self::overlay::OverlayStorage;
+pub use self::overlay::{OverlayStorage, throw_away};
 pub use self::storage::{SECTOR_BYTES, Storage, StorageError};
 use self::thread::DiskThread;
 use self::worker::{Lane, Worker};
@@ -314,11 +314,7 @@ impl VirtioDevice for Block {
     fn host_sources(&self) -> Vec<HostSource> {
         match &self.place {
             Place::Caller(_) => Vec::new(),
-            Place::Thread(thread) => vec![HostSource {
-                fd: thread.failed(),
-                readable: true,
-                writable: false,
-            }],
+            Place::Thread(thread) => vec![thread.failed()],
         }
     }
 
@@ -363,8 +359,7 @@ impl VirtioDevice for Block {
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        let storage = &self.executor.storage;
-        if storage.read_only() { Ok(()) } else { storage.flush() }
+        self.executor.storage.flush()
     }
 
     fn save(&self) -> SavedDevice {

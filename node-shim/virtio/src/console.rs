@@ -8,18 +8,18 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::buffers::{Buffers, Room};
 use crate::chain::Chain;
 use crate::device::{Activation, DeviceError, DeviceType, Event, HostSource, Memory, VirtioDevice, read_config_bytes};
+use crate::lock::lock;
 use crate::ring::{Ring, Step};
 use crate::state::{DeviceState, RestoreError, SavedDevice};
 use crate::transport::Interrupts;
+use crate::wake::Wake;
 
 /// `VIRTIO_CONSOLE_F_SIZE` (5.3.3): the driver is told the terminal's size.
 const FEATURE_SIZE: u64 = 1 << 0;
@@ -68,9 +68,9 @@ struct Shared {
 pub struct Port {
     shared: Arc<Mutex<Shared>>,
     /// Wakes the device.
-    wake: Arc<EventFd>,
+    wake: Arc<Wake>,
     /// Signalled when there is room for input again.
-    drained: Arc<EventFd>,
+    drained: Arc<Wake>,
 }
 
 impl Port {
@@ -78,10 +78,10 @@ impl Port {
     ///
     /// # Errors
     /// When there is no eventfd.
-    pub fn new(drained: Arc<EventFd>) -> io::Result<Self> {
+    pub fn new(drained: Arc<Wake>) -> io::Result<Self> {
         Ok(Self {
             shared: Arc::default(),
-            wake: Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?),
+            wake: Arc::new(Wake::new()?),
             drained,
         })
     }
@@ -100,7 +100,7 @@ impl Port {
         let room = INPUT_MAX_BYTES.saturating_sub(shared.input.len());
         shared.input.extend(bytes.iter().take(room));
         drop(shared);
-        self.notify();
+        self.wake.signal();
     }
 
     /// Tells the guest the size of the terminal.
@@ -112,16 +112,11 @@ impl Port {
         shared.size = size;
         shared.size_changed = true;
         drop(shared);
-        self.notify();
-    }
-
-    fn notify(&self) {
-        // Full means that the device is about to look.
-        let _ = self.wake.write(1);
+        self.wake.signal();
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared)
     }
 }
 
@@ -188,8 +183,7 @@ impl Console {
         })?;
         if shared.wanted && shared.input.len() < INPUT_MAX_BYTES {
             shared.wanted = false;
-            // Full means that it is signalled.
-            let _ = self.port.drained.write(1);
+            self.port.drained.signal();
         }
         Ok(())
     }
@@ -199,13 +193,7 @@ impl Console {
         if !std::mem::take(&mut self.port.lock().size_changed) {
             return Ok(());
         }
-        let Some(vector) = active.config_vector else {
-            return Ok(());
-        };
-        active
-            .interrupts
-            .trigger(vector)
-            .map_err(|source| host_error("raise an interrupt", source))
+        active.interrupts.raise(active.config_vector, self.name())
     }
 }
 
@@ -291,11 +279,7 @@ impl VirtioDevice for Console {
     }
 
     fn host_sources(&self) -> Vec<HostSource> {
-        vec![HostSource {
-            fd: self.port.wake.as_raw_fd(),
-            readable: true,
-            writable: false,
-        }]
+        vec![self.port.wake.source()]
     }
 
     fn handle(&mut self, event: Event) -> Result<(), DeviceError> {
@@ -303,8 +287,7 @@ impl VirtioDevice for Console {
             Event::Queue(TRANSMIT) => self.transmit(),
             Event::Queue(_) => self.receive(),
             Event::Host(_) => {
-                // Empty when it was read before.
-                let _ = self.port.wake.read();
+                self.port.wake.clear();
                 self.announce_size()?;
                 self.receive()
             }

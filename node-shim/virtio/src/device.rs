@@ -85,6 +85,17 @@ pub struct HostSource {
     pub writable: bool,
 }
 
+impl HostSource {
+    /// One to be polled for readability.
+    pub const fn readable(fd: RawFd) -> Self {
+        Self {
+            fd,
+            readable: true,
+            writable: false,
+        }
+    }
+}
+
 /// A device gave up on its driver: the transport sets `DEVICE_NEEDS_RESET` (2.1.1) and the VM goes on.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {

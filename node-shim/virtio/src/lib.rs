@@ -18,6 +18,7 @@ pub mod console;
 pub mod device;
 pub mod discard;
 pub mod heads;
+pub mod lock;
 pub mod mem;
 pub mod net;
 pub mod pci;
@@ -28,6 +29,7 @@ pub mod seed;
 pub mod state;
 pub mod transport;
 pub mod vsock;
+pub mod wake;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

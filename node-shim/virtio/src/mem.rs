@@ -9,7 +9,6 @@ pub mod handle;
 mod request;
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -248,11 +247,7 @@ impl VirtioDevice for Mem {
     }
 
     fn host_sources(&self) -> Vec<HostSource> {
-        vec![HostSource {
-            fd: self.shared.event().as_raw_fd(),
-            readable: true,
-            writable: false,
-        }]
+        vec![self.shared.wake().source()]
     }
 
     fn handle(&mut self, event: Event) -> Result<(), DeviceError> {
@@ -261,15 +256,10 @@ impl VirtioDevice for Mem {
             Event::Queue(_) => Ok(()),
             Event::Host(_) => {
                 let changed = self.shared.take_change();
-                let vector = self.active.as_ref().and_then(|active| active.config_vector);
-                let (true, Some(vector), Some(active)) = (changed, vector, &self.active) else {
-                    return Ok(());
-                };
-                active.interrupts.trigger(vector).map_err(|source| DeviceError::Host {
-                    device: self.name().to_owned(),
-                    what: "raise an interrupt",
-                    source,
-                })
+                match &self.active {
+                    Some(active) if changed => active.interrupts.raise(active.config_vector, self.name()),
+                    Some(_) | None => Ok(()),
+                }
             }
         }
     }

@@ -454,25 +454,21 @@ impl VirtioDevice for Net {
     }
 
     fn host_sources(&self) -> Vec<HostSource> {
-        let source = |fd| HostSource {
-            fd,
-            readable: true,
-            writable: false,
-        };
         let mut sources = Vec::new();
         for place in &self.places {
             match place {
                 Place::Caller(pair) => sources.push(HostSource {
+                    fd: pair.link().as_fd().as_raw_fd(),
+                    readable: true,
                     writable: true,
-                    ..source(pair.link().as_fd().as_raw_fd())
                 }),
-                Place::Thread(_) if sources.is_empty() => sources.push(source(self.failure.descriptor())),
+                Place::Thread(_) if sources.is_empty() => sources.push(self.failure.source()),
                 Place::Thread(_) => {}
             }
         }
         if self.own_kicks() {
             let control = self.active.as_ref().and_then(|active| active.control.as_ref());
-            sources.extend(control.map(|control| source(control.descriptor())));
+            sources.extend(control.map(|control| HostSource::readable(control.descriptor())));
         }
         sources
     }

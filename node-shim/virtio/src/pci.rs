@@ -21,10 +21,10 @@ pub mod msix;
 mod saved;
 pub mod status;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_queue::QueueT;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::common::{CommonRegisters, EnabledQueue, Transition};
 use self::config_space::{BAR_INDEX, CONFIG_SPACE_BYTES, ClassCode, ConfigSpace, Identity};
@@ -35,6 +35,7 @@ use crate::device::{
     Activation, ActiveQueue, DeviceError, DeviceType, Event, FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC,
     FEATURE_VERSION_1, Memory, VirtioDevice,
 };
+use crate::lock::lock;
 use crate::state::QueuePosition;
 use crate::transport::{Activator, Doorbell, Interrupts};
 
@@ -353,7 +354,8 @@ impl VirtioPci {
         let mut kicks: Vec<Option<EventFd>> = (0..count).map(|_| None).collect();
         for EnabledQueue { index, queue, vector } in enabled {
             let index = usize::from(index);
-            let kick = EventFd::new(EFD_NONBLOCK).map_err(|error| self.host_error("make an eventfd", error))?;
+            let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+            let kick = kick.map_err(|error| self.host_error("make an eventfd", error))?;
             kicks[index] = Some(
                 kick.try_clone()
                     .map_err(|error| self.host_error("make an eventfd", error))?,
@@ -414,11 +416,11 @@ impl VirtioPci {
     }
 
     fn device(&self) -> MutexGuard<'_, Slot> {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.device)
     }
 
     fn function(&self) -> MutexGuard<'_, Function> {
-        self.function.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.function)
     }
 }
 

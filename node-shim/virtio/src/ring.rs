@@ -120,12 +120,7 @@ impl Ring {
         if !std::mem::take(&mut self.unannounced) || !self.wants_interrupt()? {
             return Ok(());
         }
-        let Some(vector) = self.vector else { return Ok(()) };
-        self.interrupts.trigger(vector).map_err(|source| DeviceError::Host {
-            device: self.device.clone(),
-            what: "raise an interrupt",
-            source,
-        })
+        self.interrupts.raise(self.vector, &self.device)
     }
 
     /// Asks the driver for a kick with its next chain. `true` when there is one already, which may come without a kick.

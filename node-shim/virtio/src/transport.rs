@@ -32,6 +32,21 @@ pub trait Interrupts: Send + Sync {
     fn trigger(&self, vector: u16) -> io::Result<()>;
 }
 
+impl dyn Interrupts {
+    /// Raises a vector of a device, if the driver has chosen one.
+    ///
+    /// # Errors
+    /// As [`Self::trigger`].
+    pub fn raise(&self, vector: Option<u16>, device: &str) -> Result<(), DeviceError> {
+        let Some(vector) = vector else { return Ok(()) };
+        self.trigger(vector).map_err(|source| DeviceError::Host {
+            device: device.to_owned(),
+            what: "raise an interrupt",
+            source,
+        })
+    }
+}
+
 /// One queue's notification: a write of any value to `address` signals `kick`.
 pub struct Doorbell<'a> {
     /// Guest-physical address of the queue's notification register.

@@ -12,10 +12,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::Vm;
 use crate::lifecycle::Event;
-use crate::lock::lock;
 use crate::log;
 use crate::mailbox::Mailbox;
 use crate::poll::{Poll, Source, Token};
+use node_shim_virtio::lock::lock;
 
 /// What one function has in KVM and in the event loop.
 #[derive(Default)]

@@ -10,9 +10,9 @@ use node_shim_chips::rtc::{Rtc, RtcState};
 use crate::bus::BusDevice;
 use crate::kvm::Vm;
 use crate::layout;
-use crate::lock::lock;
 use crate::log;
 use crate::timer::Timer;
+use node_shim_virtio::lock::lock;
 
 /// The clock.
 pub(crate) struct Clock {

@@ -4,20 +4,19 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use node_shim_protocol::VmConfig;
-use node_shim_protocol::config::{
-    self as protocol, Binding, CloudInit, DiskFormat, DiskSource, GuestNetwork, GuestNetwork6,
-};
-
-use node_shim_virtio::block::storage::DISK_MAX_BYTES;
-use node_shim_virtio::net::MacAddress;
+use node_shim_protocol::config::{self as protocol, CloudInit, HugePages};
 use node_shim_virtio::rate_limit::{self, Limits};
 
+pub(crate) use self::disk::Disk;
+pub(crate) use self::interface::{Interface, check_mac, check_network};
 use crate::layout;
+
+mod disk;
+mod interface;
 
 /// Largest configuration file in bytes: two inline cloud-init texts of 512 KiB, escaped, and the rest.
 const FILE_MAX_BYTES: u64 = 4 << 20;
@@ -27,24 +26,14 @@ pub(crate) const VCPUS_MAX: u32 = 128;
 const MEMORY_MIN_BYTES: u64 = 32 << 20;
 /// Most memory: well inside of what 40 physical address bits reach.
 const MEMORY_MAX_BYTES: u64 = 512 << 30;
-/// Most disks.
-const DISKS_MAX: usize = 16;
-/// Most images below another one.
-const BACKING_MAX: usize = 8;
-/// Bytes of a disk's serial number (virtio 1.2, 5.2.6).
-const SERIAL_MAX_BYTES: usize = 20;
 /// Least context id of a guest: those before it are reserved, and the host's (virtio 1.2, 5.10.4).
 const GUEST_CID_MIN: u32 = 3;
 /// Longest path of the vsock socket: that of a Unix socket (108 with its NUL) less `_` and ten digits.
 const SOCKET_PATH_MAX_BYTES: usize = 96;
-/// Most interfaces: those that the agent gives taps for.
-const INTERFACES_MAX: usize = node_shim_protocol::agent::MAX_INTERFACES;
 /// Longest grace period: a week.
 const GRACE_MAX_SECONDS: u64 = 7 * 24 * 3600;
 /// Longest name (a DNS label, RFC 1123), so that it can be a file name.
 const NAME_MAX_BYTES: usize = 63;
-/// Longest name of a network device (`IFNAMSIZ` less its NUL).
-const DEVICE_NAME_MAX_BYTES: usize = 15;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +85,8 @@ pub(crate) struct CheckedConfig {
     pub(crate) boot: Boot,
     /// With what is plugged later; at least `memory_bytes`.
     pub(crate) memory_max_bytes: u64,
+    /// Where memory comes from; its sizes are whole pages of it.
+    pub(crate) huge_pages: Option<HugePages>,
     /// Stream sockets.
     pub(crate) vsock: Option<Vsock>,
     /// In the guest's order.
@@ -149,46 +140,6 @@ pub(crate) struct KernelBoot {
     pub(crate) initrd: Option<PathBuf>,
     /// Printable, and at most [`layout::COMMAND_LINE_MAX_BYTES`].
     pub(crate) command_line: String,
-}
-
-/// A disk whose name is a DNS label.
-#[derive(Clone, Debug)]
-pub(crate) struct Disk {
-    /// Unique among the disks.
-    pub(crate) name: String,
-    /// At most 20 bytes.
-    pub(crate) serial: String,
-    /// Whether the guest may only read it.
-    pub(crate) read_only: bool,
-    /// How much it may move.
-    pub(crate) limits: Limits,
-    /// Where its contents come from.
-    pub(crate) source: DiskSource,
-}
-
-/// A network interface.
-#[derive(Clone, Debug)]
-pub(crate) struct Interface {
-    /// Unique among the interfaces.
-    pub(crate) name: String,
-    /// Unicast, locally administered.
-    pub(crate) mac: MacAddress,
-    /// How much the guest may receive.
-    pub(crate) receive_limits: Limits,
-    /// How much the guest may send.
-    pub(crate) transmit_limits: Limits,
-    /// How it is connected.
-    pub(crate) binding: Binding,
-}
-
-/// A unicast address; `None` for what is no address or a group's (bit 0 of the first byte).
-fn unicast(text: &str) -> Option<MacAddress> {
-    text.parse::<MacAddress>().ok().filter(|mac| mac.0[0] & 1 == 0)
-}
-
-/// Bit 1 of the first byte: not from a manufacturer's range.
-const fn is_local(mac: MacAddress) -> bool {
-    mac.0[0] & 2 != 0
 }
 
 /// Reads and checks a configuration file.
@@ -252,8 +203,8 @@ pub(crate) fn check(config: VmConfig) -> Result<CheckedConfig, ConfigError> {
     if !is_uuid(&uuid) {
         return refuse("uuid", "write a UUID such as 123e4567-e89b-12d3-a456-426614174000");
     }
-    let disks = check_disks(disks)?;
-    let interfaces = check_interfaces(interfaces)?;
+    let disks = disk::check_all(disks)?;
+    let interfaces = interface::check_all(interfaces)?;
     if let Some(cloud_init) = &cloud_init {
         check_cloud_init(cloud_init)?;
     }
@@ -274,6 +225,7 @@ pub(crate) fn check(config: VmConfig) -> Result<CheckedConfig, ConfigError> {
         vcpus_max,
         memory_bytes,
         memory_max_bytes,
+        huge_pages: memory.huge_pages,
         vsock: vsock.map(check_vsock).transpose()?,
         boot: check_boot(boot, &disks)?,
         disks,
@@ -358,6 +310,19 @@ fn check_memory(memory: &protocol::Memory) -> Result<(u64, u64), ConfigError> {
             ),
         );
     }
+    if let Some(pages) = memory.huge_pages {
+        for (field, bytes) in [("sizeBytes", memory.size_bytes), ("maxSizeBytes", max_bytes)] {
+            if !bytes.is_multiple_of(pages.bytes()) {
+                return refuse(
+                    format!("memory.{field}"),
+                    format!(
+                        "is {bytes}; write a multiple of {} (memory.hugePages is {pages})",
+                        pages.bytes()
+                    ),
+                );
+            }
+        }
+    }
     Ok((memory.size_bytes / layout::PAGE_SIZE * layout::PAGE_SIZE, max_bytes))
 }
 
@@ -406,80 +371,6 @@ fn check_kernel(boot: protocol::KernelBoot) -> Result<KernelBoot, ConfigError> {
     })
 }
 
-fn check_disks(disks: Vec<protocol::Disk>) -> Result<Vec<Disk>, ConfigError> {
-    if disks.len() > DISKS_MAX {
-        return refuse("disks", format!("there are {}; write at most {DISKS_MAX}", disks.len()));
-    }
-    let mut names = BTreeSet::new();
-    let mut checked = Vec::with_capacity(disks.len());
-    for (index, disk) in disks.into_iter().enumerate() {
-        let protocol::Disk {
-            name,
-            serial,
-            read_only,
-            rate_limit,
-            source,
-        } = disk;
-        let field = format!("disks[{index}]");
-        check_name(&format!("{field}.name"), &name, &mut names)?;
-        check_disk_source(&field, &source)?;
-        checked.push(Disk {
-            serial: check_serial(&field, serial, &name)?,
-            name,
-            read_only,
-            limits: check_rate_limit(&format!("{field}.rateLimit"), rate_limit)?,
-            source,
-        });
-    }
-    Ok(checked)
-}
-
-fn check_disk_source(field: &str, source: &DiskSource) -> Result<(), ConfigError> {
-    match source {
-        DiskSource::Image { path, format, backing } => {
-            let write = "write the path of an image or of its directory";
-            if path.as_os_str().is_empty() {
-                return refuse(format!("{field}.source.image.path"), write);
-            }
-            let list = format!("{field}.source.image.backing");
-            if backing.len() > BACKING_MAX {
-                return refuse(
-                    list,
-                    format!("there are {}; write at most {BACKING_MAX}", backing.len()),
-                );
-            }
-            if !backing.is_empty() && format.is_some_and(|format| format != DiskFormat::Qcow2) {
-                return refuse(list, "only a qcow2 image is based on another one; leave it out");
-            }
-            if let Some(index) = backing.iter().position(|image| image.path.as_os_str().is_empty()) {
-                return refuse(format!("{list}[{index}].path"), write);
-            }
-        }
-        DiskSource::Empty { size_bytes } => {
-            if !(512..=DISK_MAX_BYTES).contains(size_bytes) || size_bytes % 512 != 0 {
-                return refuse(
-                    format!("{field}.source.empty.sizeBytes"),
-                    format!("is {size_bytes}; write a multiple of 512 up to {DISK_MAX_BYTES}"),
-                );
-            }
-        }
-    }
-    Ok(())
-}
-
-fn check_serial(field: &str, serial: Option<String>, name: &str) -> Result<String, ConfigError> {
-    let Some(serial) = serial else {
-        return Ok(name.chars().take(SERIAL_MAX_BYTES).collect());
-    };
-    if !(1..=SERIAL_MAX_BYTES).contains(&serial.len()) || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return refuse(
-            format!("{field}.serial"),
-            format!("write 1 to {SERIAL_MAX_BYTES} printable ASCII characters, without spaces"),
-        );
-    }
-    Ok(serial)
-}
-
 /// Checks how much a device may move.
 pub(crate) fn check_rate_limit(field: &str, limit: protocol::RateLimit) -> Result<Limits, ConfigError> {
     let check = |name: &str, rate: Option<protocol::Rate>| -> Result<Option<rate_limit::Rate>, ConfigError> {
@@ -503,123 +394,6 @@ pub(crate) fn check_rate_limit(field: &str, limit: protocol::RateLimit) -> Resul
     })
 }
 
-fn check_interfaces(interfaces: Vec<protocol::Interface>) -> Result<Vec<Interface>, ConfigError> {
-    if interfaces.len() > INTERFACES_MAX {
-        return refuse(
-            "interfaces",
-            format!("there are {}; write at most {INTERFACES_MAX}", interfaces.len()),
-        );
-    }
-    let mut names = BTreeSet::new();
-    let mut macs = BTreeSet::new();
-    let mut checked = Vec::with_capacity(interfaces.len());
-    for (index, interface) in interfaces.into_iter().enumerate() {
-        let protocol::Interface {
-            name,
-            mac,
-            receive_limit,
-            transmit_limit,
-            binding,
-        } = interface;
-        check_name(&format!("interfaces[{index}].name"), &name, &mut names)?;
-        let field = format!("interfaces[{index}].mac");
-        let mac = check_mac(&field, &mac)?;
-        if !macs.insert(mac.0) {
-            return refuse(field, "another interface has the same; write one address for each");
-        }
-        if let Binding::Tap { device, network } = &binding {
-            check_tap(&format!("interfaces[{index}].binding.tap"), device, network)?;
-        }
-        let limits = |name: &str, limit| check_rate_limit(&format!("interfaces[{index}].{name}"), limit);
-        checked.push(Interface {
-            name,
-            mac,
-            receive_limits: limits("receiveLimit", receive_limit)?,
-            transmit_limits: limits("transmitLimit", transmit_limit)?,
-            binding,
-        });
-    }
-    Ok(checked)
-}
-
-fn check_tap(field: &str, device: &str, network: &GuestNetwork) -> Result<(), ConfigError> {
-    if device.is_empty()
-        || device.len() > DEVICE_NAME_MAX_BYTES
-        || device
-            .chars()
-            .any(|c| c == '/' || c == '%' || c.is_whitespace() || c.is_control())
-    {
-        return refuse(
-            format!("{field}.device"),
-            format!("write the name of a tap device, 1 to {DEVICE_NAME_MAX_BYTES} bytes"),
-        );
-    }
-    check_network(&format!("{field}.network"), network)
-}
-
-/// Checks what a guest is told about its network; the agent's answer passes here as well.
-pub(crate) fn check_network(field: &str, network: &GuestNetwork) -> Result<(), ConfigError> {
-    if !(1..=30).contains(&network.prefix_length) {
-        return refuse(format!("{field}.prefixLength"), "write 1 to 30");
-    }
-    let mask = u32::MAX << (32 - u32::from(network.prefix_length));
-    let (guest, gateway) = (u32::from(network.address), u32::from(network.gateway));
-    if guest & mask != gateway & mask || guest == gateway {
-        return refuse(
-            format!("{field}.gateway"),
-            "write another address of the guest's own subnet",
-        );
-    }
-    if unicast(&network.gateway_mac).is_none() {
-        return refuse(
-            format!("{field}.gatewayMac"),
-            "write a unicast address such as 02:00:00:00:00:02",
-        );
-    }
-    if !(576..=65535).contains(&network.mtu) {
-        return refuse(format!("{field}.mtu"), "write 576 to 65535");
-    }
-    network
-        .ipv6
-        .as_ref()
-        .map_or(Ok(()), |ipv6| check_network6(field, ipv6, network.mtu))
-}
-
-fn check_network6(field: &str, network: &GuestNetwork6, mtu: u16) -> Result<(), ConfigError> {
-    let field = format!("{field}.ipv6");
-    if !(1..=126).contains(&network.prefix_length) {
-        return refuse(format!("{field}.prefixLength"), "write 1 to 126");
-    }
-    let usable = |address: Ipv6Addr| {
-        !address.is_unspecified()
-            && !address.is_loopback()
-            && !address.is_multicast()
-            && !address.is_unicast_link_local()
-            && address.to_ipv4_mapped().is_none()
-    };
-    if !usable(network.address) {
-        return refuse(
-            format!("{field}.address"),
-            "write a unicast address such as fd10:0:2::2",
-        );
-    }
-    let host_bits = 128 - u32::from(network.prefix_length);
-    let same_network = (network.address.to_bits() ^ network.gateway.to_bits()) >> host_bits == 0;
-    if !usable(network.gateway) || !same_network || network.address == network.gateway {
-        return refuse(
-            format!("{field}.gateway"),
-            "write another address of the guest's own subnet",
-        );
-    }
-    if mtu < 1280 {
-        return refuse(
-            field,
-            format!("IPv6 needs an mtu of 1280 and it is {mtu}; leave it out"),
-        );
-    }
-    Ok(())
-}
-
 fn check_cloud_init(cloud_init: &CloudInit) -> Result<(), ConfigError> {
     if cloud_init.instance_id.is_empty()
         || cloud_init.instance_id.len() > 253
@@ -635,31 +409,25 @@ fn check_cloud_init(cloud_init: &CloudInit) -> Result<(), ConfigError> {
 }
 
 fn check_name(field: &str, name: &str, seen: &mut BTreeSet<String>) -> Result<(), ConfigError> {
-    if !is_label(name) {
-        return refuse(
-            field,
-            "write 1 to 63 lower-case letters, digits and dashes, with a letter or digit at both ends",
-        );
-    }
+    check_label(field, name)?;
     if !seen.insert(name.to_owned()) {
         return refuse(field, format!("`{name}` is there twice; write one name for each"));
     }
     Ok(())
 }
 
-/// The guest's address on a network that it may be on.
-pub(crate) fn check_mac(field: &str, mac: &str) -> Result<MacAddress, ConfigError> {
-    match unicast(mac).filter(|mac| is_local(*mac)) {
-        Some(mac) => Ok(mac),
-        None => refuse(
-            field,
-            "write a locally administered unicast address such as 02:00:00:00:00:01",
-        ),
+/// Checks that a name is a DNS label (RFC 1123).
+pub(crate) fn check_label(field: &str, name: &str) -> Result<(), ConfigError> {
+    if is_label(name) {
+        return Ok(());
     }
+    refuse(
+        field,
+        "write 1 to 63 lower-case letters, digits and dashes, with a letter or digit at both ends",
+    )
 }
 
-/// Whether a text is a DNS label (RFC 1123).
-pub(crate) fn is_label(text: &str) -> bool {
+fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     (1..=NAME_MAX_BYTES).contains(&bytes.len())

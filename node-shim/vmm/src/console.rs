@@ -12,7 +12,7 @@ use node_shim_protocol::control::CONSOLE_PACKET_BYTES;
 use node_shim_virtio::console::Sink;
 
 use crate::control;
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 
 /// Bytes of the serial port that wait for a slow reader; a pipe holds four times as many.
 const BUFFER_BYTES: usize = 16 * 1024;

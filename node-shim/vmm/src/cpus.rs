@@ -15,7 +15,6 @@ use crate::bus::BusDevice;
 use crate::cpuid;
 use crate::events::Events;
 use crate::kvm::{KvmError, Vm};
-use crate::lock::lock;
 use crate::log;
 use crate::mailbox::Mailbox;
 use crate::registers::{self, RegisterError};
@@ -24,6 +23,7 @@ use crate::vcpu::gate::Gate;
 use crate::vcpu::parking::Parking;
 use crate::vcpu::saved::{self, VcpuStateError};
 use crate::vcpu::{Buses, Processor, Vcpu};
+use node_shim_virtio::lock::lock;
 
 /// Why a vCPU cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,7 @@ pub(crate) enum CpuError {
     #[error("the VM can have 1 to {max} vCPUs, not {wanted}; raise cpu.maxCores and start the VM anew")]
     Range {
         /// What was asked for.
-        wanted: u8,
+        wanted: u32,
         /// Most.
         max: u8,
     },
@@ -170,13 +170,15 @@ impl CpuController {
     }
 
     /// Asks for the first `wanted` vCPUs: those that are missing are plugged at once, those that are too many go when the guest lets them.
+    /// Returns how many were asked for.
     ///
     /// # Errors
     /// When there cannot be so many, or a vCPU cannot be had; then those before it were plugged.
-    pub(crate) fn set(&self, wanted: u8) -> Result<(), CpuError> {
-        if wanted == 0 || wanted > self.max {
-            return Err(CpuError::Range { wanted, max: self.max });
-        }
+    pub(crate) fn set(&self, wanted: u32) -> Result<u8, CpuError> {
+        let possible = u8::try_from(wanted)
+            .ok()
+            .filter(|wanted| (1..=self.max).contains(wanted));
+        let wanted = possible.ok_or(CpuError::Range { wanted, max: self.max })?;
         let mut running = lock(&self.running);
         let change = lock(&self.registers).want(wanted);
         let mut notify = change.notify;
@@ -196,7 +198,7 @@ impl CpuController {
                 source,
             })?;
         }
-        outcome
+        outcome.map(|()| wanted)
     }
 
     fn bring(&self, running: &mut [Option<Running>], index: u8) -> Result<(), CpuError> {

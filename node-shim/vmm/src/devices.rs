@@ -14,6 +14,8 @@ use node_shim_virtio::rng::Rng;
 use node_shim_virtio::vsock::Vsock;
 
 use crate::activator::DeviceActivator;
+use crate::config::CheckedConfig;
+use crate::event_loop::hotplug::Named;
 use crate::kvm::Vm;
 use crate::mailbox::Mailbox;
 use crate::memory::Range;
@@ -44,6 +46,15 @@ pub(crate) fn configured(disks: Vec<Block>, seed: Option<Block>, nets: Vec<Net>)
         devices.push(Box::new(net));
     }
     devices
+}
+
+/// The names of what [`configured`] has, in its order.
+pub(crate) fn named(config: &CheckedConfig) -> Vec<Option<Named>> {
+    let disks = config.disks.iter().map(|disk| Some(Named::Disk(disk.name.clone())));
+    let seed = config.cloud_init.iter().map(|_| None);
+    let interfaces = config.interfaces.iter();
+    let interfaces = interfaces.map(|interface| Some(Named::Interface(interface.name.clone())));
+    disks.chain(seed).chain(interfaces).collect()
 }
 
 /// Adds what every machine has, and what depends on its memory.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -243,12 +243,8 @@ impl EventLoop {
     fn register(&mut self) -> io::Result<()> {
         self.poll.add(self.signals.as_fd(), EventFlags::IN, Source::Signals)?;
         let mailbox = self.platform.mailbox.descriptor();
-        // SAFETY: the mailbox lives as long as the platform, which lives as long as the event loop.
-        let mailbox = unsafe { BorrowedFd::borrow_raw(mailbox) };
         self.poll.add(mailbox, EventFlags::IN, Source::Mailbox)?;
-        let drained = std::os::fd::AsRawFd::as_raw_fd(self.platform.input_drained.as_ref());
-        // SAFETY: as above.
-        let drained = unsafe { BorrowedFd::borrow_raw(drained) };
+        let drained = self.platform.input_drained.as_fd();
         self.poll.add(drained, EventFlags::IN, Source::StdinDrained)?;
         self.poll
             .add(self.platform.clock.as_fd(), EventFlags::IN, Source::Clock)?;
@@ -310,7 +306,7 @@ impl EventLoop {
             Source::Stdin => self.read_stdin(machine),
             Source::StdinDrained => {
                 // Read only to empty it.
-                let _ = self.platform.input_drained.read();
+                self.platform.input_drained.clear();
                 self.poll_stdin()?;
                 self.pass_console_input(machine);
             }
@@ -464,7 +460,7 @@ impl EventLoop {
         self.platform.events.power_on();
         self.platform.clock.power_on();
         self.platform.watchdog.power_on();
-        memory::clear(&self.platform.memory).map_err(RunError::Memory)?;
+        memory::clear(&self.platform.memory, self.platform.memory_plan.huge_pages).map_err(RunError::Memory)?;
         self.mapped_file = false;
         self.platform.vm.reset(&self.platform.host).map_err(RunError::Kvm)?;
         // What the last life still had to say is of no interest to this one, but for a request to stop.
@@ -486,7 +482,7 @@ impl EventLoop {
             },
             boot_time_ms: self.boot_time_ms,
             vcpus: u32::from(self.platform.vcpus),
-            memory_bytes: self.platform.memory_bytes,
+            memory_bytes: self.platform.memory_plan.size_bytes,
             resets: self.resets,
             kernel: self.platform.boot.found(),
         }

@@ -17,7 +17,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::layout;
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 
 pub(crate) mod saved;
 

@@ -6,7 +6,7 @@ use node_shim_chips::cpus::Cpus;
 use node_shim_protocol::ExitReason;
 use node_shim_virtio::console::Port;
 use node_shim_virtio::device::Memory;
-use vmm_sys_util::eventfd::EventFd;
+use node_shim_virtio::wake::Wake;
 
 use crate::acpi::{self, AcpiError, Description};
 use crate::boot::{BootError, BootSource};
@@ -19,7 +19,7 @@ use crate::events::Events;
 use crate::kvm::{Host, KvmError, Vm};
 use crate::layout;
 use crate::mailbox::Mailbox;
-use crate::memory::Range;
+use crate::memory::{self, Range};
 use crate::panic_port::PanicPort;
 use crate::pci::{ConfigPorts, Ecam, PciBus, Window};
 use crate::power::{KeyboardController, PowerManagement};
@@ -80,10 +80,8 @@ pub(crate) struct Platform {
     pub(crate) vm: Arc<Vm>,
     /// Guest RAM.
     pub(crate) memory: Arc<Memory>,
-    /// Bytes of guest RAM.
-    pub(crate) memory_bytes: u64,
-    /// Where memory is that the guest plugs later.
-    pub(crate) later_memory: Option<Range>,
+    /// How much memory there is at the start, and later.
+    pub(crate) memory_plan: memory::Plan,
     /// Number of vCPUs that the guest starts with.
     pub(crate) vcpus: u8,
     /// Most vCPUs.
@@ -107,7 +105,7 @@ pub(crate) struct Platform {
     /// The host's end of the virtio console.
     pub(crate) console: Port,
     /// Signalled when the guest has read all input.
-    pub(crate) input_drained: Arc<EventFd>,
+    pub(crate) input_drained: Arc<Wake>,
     /// Where vCPUs and devices tell what happened.
     pub(crate) mailbox: Arc<Mailbox>,
 }
@@ -139,13 +137,13 @@ impl Machine {
         let description = Description {
             vcpus: platform.vcpus,
             vcpus_max: platform.vcpus_max,
-            memory_bytes: platform.memory_bytes,
-            later_memory: platform.later_memory,
+            memory_bytes: platform.memory_plan.size_bytes,
+            later_memory: platform.memory_plan.later,
         };
         let rsdp = acpi::write(&platform.memory, &description).map_err(MachineError::Acpi)?;
         let boot = &platform.boot;
         let entry = boot
-            .load(&platform.memory, platform.memory_bytes, rsdp)
+            .load(&platform.memory, platform.memory_plan.size_bytes, rsdp)
             .map_err(MachineError::Boot)?;
         registers::write_boot_tables(&platform.memory, entry).map_err(MachineError::Registers)?;
         let chips = Chips {

@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Mutex;
 
-use vmm_sys_util::eventfd::EventFd;
+use node_shim_virtio::lock::lock;
+use node_shim_virtio::wake::Wake;
 
 use crate::lifecycle::Event;
-use crate::lock::lock;
 
 /// Most events that wait: a guest that asks for a reset in a loop fills no memory. What matters comes first.
 const WAITING_MAX: usize = 64;
@@ -16,7 +16,7 @@ const WAITING_MAX: usize = 64;
 /// A bounded queue with an eventfd for epoll.
 pub(crate) struct Mailbox {
     waiting: Mutex<VecDeque<Event>>,
-    wake: EventFd,
+    wake: Wake,
 }
 
 impl Mailbox {
@@ -24,7 +24,7 @@ impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             waiting: Mutex::default(),
-            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            wake: Wake::new()?,
         })
     }
 
@@ -35,19 +35,17 @@ impl Mailbox {
             waiting.push_back(event);
         }
         drop(waiting);
-        // The counter cannot overflow in practice, and then it is not zero: the reader wakes either way.
-        let _ = self.wake.write(1);
+        self.wake.signal();
     }
 
     /// Takes everything.
     pub(crate) fn take(&self) -> VecDeque<Event> {
-        // Empty when somebody else's wake-up was merged with ours.
-        let _ = self.wake.read();
+        self.wake.clear();
         std::mem::take(&mut *lock(&self.waiting))
     }
 
     /// Readable when there is an event.
-    pub(crate) fn descriptor(&self) -> RawFd {
-        self.wake.as_raw_fd()
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
     }
 }

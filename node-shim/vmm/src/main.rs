@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use node_shim_protocol::paths;
 
 use self::control::command::Verb;
 use self::vmm::Origin;
@@ -31,7 +32,6 @@ mod events;
 mod kvm;
 mod layout;
 mod lifecycle;
-mod lock;
 mod log;
 mod machine;
 mod mailbox;
@@ -88,10 +88,15 @@ enum Command {
     /// Asks a running VM for something, and prints the answer in JSON.
     Control {
         /// The VM's control socket: inside its pod the usual one.
-        #[arg(long, default_value = concat!("/scratch", "/control.sock"))]
+        #[arg(long, default_value = paths::CONTROL_SOCKET)]
         socket: PathBuf,
         #[command(subcommand)]
         verb: Verb,
+    },
+    /// Does something with a disk of a VM that does not run.
+    Disk {
+        #[command(subcommand)]
+        verb: devices::disk::command::Verb,
     },
     /// Checks a configuration without starting anything.
     Check {
@@ -140,6 +145,12 @@ fn main() {
                 std::process::exit(2);
             }
         },
+        Command::Disk { verb } => {
+            if let Err(error) = devices::disk::command::run(verb) {
+                log::line(format_args!("{error}"));
+                std::process::exit(1);
+            }
+        }
         Command::Check { config } => {
             termination::end_on_panic();
             if let Err(error) = config::load(&config) {

@@ -4,9 +4,14 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use node_shim_protocol::config::HugePages;
 use node_shim_virtio::device::Memory;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+    MmapRegion,
+};
 
+use crate::config::CheckedConfig;
 use crate::layout;
 
 /// Bytes of a huge page.
@@ -22,6 +27,27 @@ pub(crate) enum MemoryError {
         bytes: u64,
         /// Why.
         source: io::Error,
+    },
+    /// The host's pool has too few huge pages.
+    #[error(
+        "failed to take {bytes} bytes of guest memory from the host's huge pages of {pages}: {source}; reserve more of them on the node \
+         (/proc/sys/vm/nr_hugepages, or hugepagesz= and hugepages= of its command line), or leave memory.hugePages out"
+    )]
+    HugePages {
+        /// Size of the region.
+        bytes: u64,
+        /// Of which pages.
+        pages: HugePages,
+        /// Why.
+        source: io::Error,
+    },
+    /// The contents of memory cannot be read.
+    #[error("failed to read {bytes} bytes of guest memory from their file: {source}")]
+    Fill {
+        /// Size of the region.
+        bytes: u64,
+        /// Why.
+        source: GuestMemoryError,
     },
     /// The regions do not make a memory map: a defect.
     #[error("failed to build the guest's memory from its regions: {0}")]
@@ -122,45 +148,106 @@ pub(crate) fn memory_map(size_bytes: u64) -> Vec<(Range, MapKind)> {
     map
 }
 
-/// Maps guest RAM, and the range of memory that is plugged later: anonymous, private, not reserved in advance, with huge pages where the
-/// host has them.
+/// How much memory a guest has, and of what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Bytes at the start.
+    pub(crate) size_bytes: u64,
+    /// What is plugged later.
+    pub(crate) later: Option<Range>,
+    /// Where it is taken from.
+    pub(crate) huge_pages: Option<HugePages>,
+}
+
+impl Plan {
+    /// Of a configuration.
+    pub(crate) fn of(config: &CheckedConfig) -> Self {
+        Self {
+            size_bytes: config.memory_bytes,
+            later: later_range(config.memory_bytes, config.memory_max_bytes),
+            huge_pages: config.huge_pages,
+        }
+    }
+
+    /// Memory that nothing is plugged into.
+    #[cfg(test)]
+    pub(crate) const fn fixed(size_bytes: u64) -> Self {
+        Self {
+            size_bytes,
+            later: None,
+            huge_pages: None,
+        }
+    }
+
+    /// Bytes of all memory that [`map`] maps.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.size_bytes + self.later.map_or(0, |range| range.size)
+    }
+}
+
+/// Maps guest RAM, and the range of memory that is plugged later: anonymous, private, not reserved in advance, with transparent huge pages
+/// where the host has them; or from the host's pool of huge pages, which are then reserved.
 ///
 /// With a file, memory starts as its contents, which are the ranges one after the other and are not changed for as long as the memory
-/// lives. Pages are read when they are first used, and copied when they are first written: the file stays what it is.
-pub(crate) fn map(size_bytes: u64, later: Option<Range>, file: Option<&File>) -> Result<Arc<Memory>, MemoryError> {
+/// lives. Pages are read when they are first used, and copied when they are first written: the file stays what it is. Huge pages cannot
+/// do that: they are filled at once.
+pub(crate) fn map(plan: &Plan, file: Option<&File>) -> Result<Arc<Memory>, MemoryError> {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
+    if let Some(pages) = plan.huge_pages {
+        let memory = map_ranges(plan, |bytes| map_huge(bytes, pages))?;
+        file.map_or(Ok(()), |file| fill(&memory, file))?;
+        return Ok(Arc::new(memory));
+    }
     let mut offset = 0;
-    map_ranges(size_bytes, later, |address, bytes| {
+    let memory = map_ranges(plan, |bytes| {
+        let address = map_aligned(bytes)?;
         let Some(file) = file else {
-            return Ok(());
+            return Ok(address);
         };
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: the range is exactly one new mapping that nobody knows of yet.
         unsafe { mmap(address, bytes, protection, flags, file, offset) }?;
         offset += bytes as u64;
-        Ok(())
-    })
+        Ok(address)
+    })?;
+    for region in memory.iter() {
+        advise(region);
+    }
+    Ok(Arc::new(memory))
 }
 
-/// Bytes of all memory that [`map`] maps.
-pub(crate) fn mapped_bytes(size_bytes: u64, later: Option<Range>) -> u64 {
-    size_bytes + later.map_or(0, |range| range.size)
+/// Reads a file into memory, region by region.
+fn fill(memory: &Memory, mut file: &File) -> Result<(), MemoryError> {
+    for region in memory.iter() {
+        let bytes = usize::try_from(region.len()).map_err(|error| MemoryError::Regions(error.to_string()))?;
+        let read = region.read_exact_volatile_from(MemoryRegionAddress(0), &mut file, bytes);
+        read.map_err(|source| MemoryError::Fill {
+            bytes: region.len(),
+            source,
+        })?;
+    }
+    Ok(())
 }
 
-/// Maps each range; `fill` may replace what is mapped at an address.
+/// Maps each range with `map`.
 fn map_ranges(
-    size_bytes: u64,
-    later: Option<Range>,
-    mut fill: impl FnMut(*mut std::ffi::c_void, usize) -> rustix::io::Result<()>,
-) -> Result<Arc<Memory>, MemoryError> {
+    plan: &Plan,
+    mut map: impl FnMut(usize) -> rustix::io::Result<*mut std::ffi::c_void>,
+) -> Result<Memory, MemoryError> {
     let mut regions = Vec::new();
-    for range in ram_ranges(size_bytes).into_iter().chain(later) {
+    for range in ram_ranges(plan.size_bytes).into_iter().chain(plan.later) {
         let bytes = usize::try_from(range.size).map_err(|error| MemoryError::Regions(error.to_string()))?;
-        let address = map_aligned(bytes).and_then(|address| fill(address, bytes).map(|()| address));
-        let address = address.map_err(|source| MemoryError::Map {
-            bytes: range.size,
-            source: source.into(),
+        let address = map(bytes).map_err(|source| match plan.huge_pages {
+            Some(pages) => MemoryError::HugePages {
+                bytes: range.size,
+                pages,
+                source: source.into(),
+            },
+            None => MemoryError::Map {
+                bytes: range.size,
+                source: source.into(),
+            },
         })?;
         // SAFETY: the mapping is new, has this size, and nobody takes it away: RAM stays until the process ends.
         let mapping = unsafe {
@@ -176,11 +263,26 @@ fn map_ranges(
             .ok_or_else(|| MemoryError::Regions(format!("a region at {:#x} overflows", range.start)))?;
         regions.push(region);
     }
-    let memory = Memory::from_regions(regions).map_err(|error| MemoryError::Regions(error.to_string()))?;
-    for region in memory.iter() {
-        advise(region);
+    Memory::from_regions(regions).map_err(|error| MemoryError::Regions(error.to_string()))
+}
+
+/// Maps memory of the host's pool, which is reserved by that: without `MAP_NORESERVE` no later access fails (mmap(2), `MAP_HUGETLB`).
+fn map_huge(bytes: usize, pages: HugePages) -> rustix::io::Result<*mut std::ffi::c_void> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    let size = match pages {
+        HugePages::TwoMebibytes => MapFlags::HUGE_2MB,
+        HugePages::OneGibibyte => MapFlags::HUGE_1GB,
+    };
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping where the kernel has room.
+    unsafe {
+        mmap_anonymous(
+            std::ptr::null_mut(),
+            bytes,
+            protection,
+            MapFlags::PRIVATE | MapFlags::HUGETLB | size,
+        )
     }
-    Ok(Arc::new(memory))
 }
 
 /// Maps memory at a multiple of [`HUGE_PAGE`]: only where the addresses of guest and host agree in their low 21 bits can KVM map a huge
@@ -210,14 +312,21 @@ fn map_aligned(bytes: usize) -> rustix::io::Result<*mut std::ffi::c_void> {
 }
 
 /// Empties guest RAM: every page reads as zero again, also where it was a file's. KVM follows.
-pub(crate) fn clear(memory: &Memory) -> Result<(), MemoryError> {
-    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+pub(crate) fn clear(memory: &Memory, huge_pages: Option<HugePages>) -> Result<(), MemoryError> {
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
     for region in memory.iter() {
         let bytes = usize::try_from(region.len()).map_err(|error| MemoryError::Regions(error.to_string()))?;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: the range is exactly one live private mapping that nobody holds Rust references into; it is replaced by an empty one.
-        let result = unsafe { mmap_anonymous(region.as_ptr().cast(), bytes, protection, flags) };
+        let address = region.as_ptr().cast();
+        let result = if huge_pages.is_some() {
+            // SAFETY: the range is exactly one live anonymous mapping that nobody holds Rust references into; it stays mapped.
+            unsafe { madvise(address, bytes, Advice::LinuxDontNeed) }
+        } else {
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+            // SAFETY: the range is exactly one live private mapping that nobody holds Rust references into; it is replaced by an empty
+            // one.
+            unsafe { mmap_anonymous(address, bytes, protection, flags) }.map(drop)
+        };
         result.map_err(|source| MemoryError::Map {
             bytes: region.len(),
             source: source.into(),
@@ -293,9 +402,38 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_cannot_be_a_files_is_filled_from_it() {
+        use std::os::unix::fs::FileExt;
+        let plan = Plan {
+            later: later_range(MIB, 3 * MIB),
+            ..Plan::fixed(MIB)
+        };
+        let memory = map(&plan, None).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(plan.mapped_bytes()).unwrap();
+        file.write_all_at(b"first", 0).unwrap();
+        file.write_all_at(b"last", plan.mapped_bytes() - 4).unwrap();
+        fill(&memory, &file).unwrap();
+        let mut found = [0; 5];
+        memory.read_slice(&mut found, GuestAddress(0)).unwrap();
+        assert_eq!(&found, b"first");
+        let last = plan.later.unwrap().end() - 4;
+        memory.read_slice(&mut found[..4], GuestAddress(last)).unwrap();
+        assert_eq!(&found[..4], b"last");
+        file.set_len(MIB).unwrap();
+        assert!(fill(&memory, &file).is_err(), "the file is too short");
+    }
+
+    #[test]
     fn mapped_memory_has_the_size_that_was_asked_for() {
         let later = later_range(16 * MIB, 21 * MIB);
-        let memory = map(16 * MIB, later, None).unwrap();
+        let plan = Plan {
+            size_bytes: 16 * MIB,
+            later,
+            huge_pages: None,
+        };
+        assert_eq!(plan.mapped_bytes(), 20 * MIB);
+        let memory = map(&plan, None).unwrap();
         assert_eq!(memory.iter().map(GuestMemoryRegion::len).sum::<u64>(), 20 * MIB);
         assert!(
             memory

@@ -10,7 +10,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::control::ClientId;
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 
 /// Most events that one wait returns.
 const BATCH: usize = 32;

@@ -7,9 +7,9 @@ use crate::bus::BusDevice;
 use crate::kvm::Vm;
 use crate::layout;
 use crate::lifecycle::Event;
-use crate::lock::lock;
 use crate::mailbox::Mailbox;
 use crate::snapshot::state::PowerState;
+use node_shim_virtio::lock::lock;
 
 /// PM1 status and enable: power button (table 4.11).
 const POWER_BUTTON: u16 = 1 << 8;

@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_page_tables_map_four_gib_one_to_one() {
-        let memory = crate::memory::map(1 << 20, None, None).unwrap();
+        let memory = crate::memory::map(&crate::memory::Plan::fixed(1 << 20), None).unwrap();
         write_boot_tables(&memory, Entry::Linux64 { address: 0 }).unwrap();
         let read = |address| memory.read_obj::<u64>(GuestAddress(address)).unwrap();
         for physical in [0_u64, 0x20_0000, 0x4000_0000, 0xffe0_0000] {

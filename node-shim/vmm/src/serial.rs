@@ -3,16 +3,16 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use node_shim_virtio::wake::Wake;
 use vm_superio::serial::{Error, SerialEvents, SerialState as UartState};
 use vm_superio::{Serial, Trigger};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::console::Output;
 use crate::kvm::Vm;
 use crate::layout;
-use crate::lock::lock;
 use crate::snapshot::state::SerialState;
+use node_shim_virtio::lock::lock;
 
 /// The interrupt line of COM1.
 struct Line(Arc<Vm>);
@@ -26,15 +26,14 @@ impl Trigger for Line {
 }
 
 /// Tells the event loop that the guest has read all input.
-struct InputDrained(Arc<EventFd>);
+struct InputDrained(Arc<Wake>);
 
 impl SerialEvents for InputDrained {
     fn buffer_read(&self) {}
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        // The counter cannot overflow in practice, and then it is not zero: the event loop wakes either way.
-        let _ = self.0.write(1);
+        self.0.signal();
     }
 }
 
@@ -45,7 +44,7 @@ pub(crate) struct SerialPort {
 
 impl SerialPort {
     /// A port that writes to `output` and signals `drained` whenever it can take input again.
-    pub(crate) fn new(vm: Arc<Vm>, output: Output, drained: Arc<EventFd>) -> Self {
+    pub(crate) fn new(vm: Arc<Vm>, output: Output, drained: Arc<Wake>) -> Self {
         Self {
             uart: Mutex::new(Serial::with_events(Line(vm), InputDrained(drained), output)),
         }
@@ -58,7 +57,7 @@ impl SerialPort {
     pub(crate) fn restore(
         vm: Arc<Vm>,
         output: Output,
-        drained: Arc<EventFd>,
+        drained: Arc<Wake>,
         state: &SerialState,
     ) -> Result<Self, String> {
         let uart = Serial::from_state(&uart_state(state), Line(vm), InputDrained(drained), output);

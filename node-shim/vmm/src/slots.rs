@@ -9,9 +9,9 @@ use crate::acpi::hotplug::EVENT_SLOTS;
 use crate::bus::BusDevice;
 use crate::devices::Connector;
 use crate::events::Events;
-use crate::lock::lock;
 use crate::log;
 use crate::pci::{PciBus, PlugError};
+use node_shim_virtio::lock::lock;
 
 /// The controller's registers on the port bus, and what they are about. Also the handle of the control path, from any thread.
 pub(crate) struct SlotController {

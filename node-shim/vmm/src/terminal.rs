@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use node_shim_virtio::console::Size;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 
 /// What the terminal was like before.
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);

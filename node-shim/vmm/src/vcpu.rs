@@ -21,9 +21,9 @@ use self::gate::Gate;
 use self::parking::Parking;
 use crate::bus::Bus;
 use crate::lifecycle::Event;
-use crate::lock::lock;
 use crate::mailbox::Mailbox;
 use crate::signals;
+use node_shim_virtio::lock::lock;
 
 pub(crate) mod gate;
 pub(crate) mod parking;

@@ -22,7 +22,7 @@ use node_shim_protocol::{ExitReason, VmConfig};
 use node_shim_virtio::console::{Console, Port};
 use node_shim_virtio::device::VirtioDevice;
 use node_shim_virtio::net::Net;
-use vmm_sys_util::eventfd::EventFd;
+use node_shim_virtio::wake::Wake;
 
 use crate::agent::{self, AgentError, Link};
 use crate::boot::{BootError, BootSource};
@@ -35,7 +35,6 @@ use crate::devices::network::NetworkError;
 use crate::devices::seed::CloudInitError;
 use crate::devices::vsock::{self, VsockError};
 use crate::devices::{self, Connector, disk, network, seed};
-use crate::event_loop::hotplug::Named;
 use crate::event_loop::{self, Ending, Identity, RunError, Supervisor};
 use crate::events::Events;
 use crate::kvm::{Host, KvmError};
@@ -192,8 +191,7 @@ fn start(origin: &Origin) -> Result<Start, VmmError> {
             let snapshot = folder::open(folder).map_err(VmmError::Snapshot)?;
             let parsed = config::parse(folder, &snapshot.state.config, scratch.as_deref());
             let (config, checked) = parsed.map_err(VmmError::Config)?;
-            let later = memory::later_range(checked.memory_bytes, checked.memory_max_bytes);
-            if memory::mapped_bytes(checked.memory_bytes, later) != snapshot.state.memory_bytes {
+            if memory::Plan::of(&checked).mapped_bytes() != snapshot.state.memory_bytes {
                 return Err(VmmError::Snapshot(SnapshotError::Inconsistent {
                     what: "memory",
                     problem: "is not as large as its configuration says".to_owned(),
@@ -230,9 +228,9 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         });
     }
 
-    let later_memory = memory::later_range(config.memory_bytes, config.memory_max_bytes);
+    let memory_plan = memory::Plan::of(&config);
     let saved = snapshot.as_ref().map(|snapshot| &snapshot.memory);
-    let memory = memory::map(config.memory_bytes, later_memory, saved).map_err(VmmError::Memory)?;
+    let memory = memory::map(&memory_plan, saved).map_err(VmmError::Memory)?;
     let vm = host.create_vm(&memory).map_err(VmmError::Kvm)?;
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
@@ -244,13 +242,11 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     let output = output.map_err(host_error("start the console"))?;
     let control = options.control.as_deref().map(Server::bind).transpose();
     let control = control.map_err(VmmError::Control)?;
-    let input_drained =
-        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host_error("create an eventfd"))?;
-    let input_drained = Arc::new(input_drained);
+    let input_drained = Arc::new(Wake::new().map_err(host_error("create an eventfd"))?);
     let port = Port::new(Arc::clone(&input_drained)).map_err(host_error("create an eventfd"))?;
     let console = Console::new(port.clone(), Box::new(output.clone()));
     let mut devices = devices::configured(disks, seed, nets);
-    let handles = devices::add_common(&mut devices, &memory, later_memory, console, vsock)
+    let handles = devices::add_common(&mut devices, &memory, memory_plan.later, console, vsock)
         .map_err(host_error("create the eventfds of a device"))?;
     let connector = Connector {
         memory: Arc::clone(&memory),
@@ -268,8 +264,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         host,
         vm,
         memory,
-        memory_bytes: config.memory_bytes,
-        later_memory,
+        memory_plan,
         vcpus: config.vcpus,
         vcpus_max: config.vcpus_max,
         boot,
@@ -300,7 +295,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         grace: config.grace,
         identity: Identity {
             disk_files: disk::file_names(&config),
-            devices: named(&config),
+            devices: devices::named(&config),
             host_name: config.guest_host_name().to_owned(),
             name: config.name,
             config: text,
@@ -323,15 +318,6 @@ fn bus(devices: Vec<Box<dyn VirtioDevice>>, connector: &Connector) -> Result<Pci
         source,
     })?;
     PciBus::new(functions).map_err(VmmError::Slots)
-}
-
-/// What of the configuration is in the PCI slots from 1 on: see [`devices::configured`].
-fn named(config: &CheckedConfig) -> Vec<Option<Named>> {
-    let disks = config.disks.iter().map(|disk| Some(Named::Disk(disk.name.clone())));
-    let seed = config.cloud_init.iter().map(|_| None);
-    let interfaces = config.interfaces.iter();
-    let interfaces = interfaces.map(|interface| Some(Named::Interface(interface.name.clone())));
-    disks.chain(seed).chain(interfaces).collect()
 }
 
 /// What only the host can give.

@@ -8,9 +8,9 @@ use std::time::Instant;
 use node_shim_chips::watchdog::{self, WatchdogState};
 
 use crate::bus::BusDevice;
-use crate::lock::lock;
 use crate::log;
 use crate::timer::Timer;
+use node_shim_virtio::lock::lock;
 
 /// The watchdog. Nothing happens unless the guest's driver starts it.
 pub(crate) struct Watchdog {

@@ -1,13 +1,14 @@
 //! How the rest of the VMM sees a balloon.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::page_bytes;
+use crate::lock::lock;
+use crate::wake::Wake;
 
 /// A balloon's pages have 4 KiB whatever the guest's have (virtio 1.2, 5.5.6).
 pub(super) const PAGE_SHIFT: u32 = 12;
@@ -92,10 +93,7 @@ impl BalloonHandle {
 
     /// Sets how many bytes the balloon takes from the guest: whole pages of 4 KiB, at most all of its memory. Returns what was set. The
     /// guest follows in its own time, and deflates by itself when it runs out of memory.
-    ///
-    /// # Errors
-    /// When the event loop cannot be woken.
-    pub fn set_target(&self, bytes: u64) -> io::Result<u64> {
+    pub fn set_target(&self, bytes: u64) -> u64 {
         let pages = u32::try_from(bytes >> PAGE_SHIFT)
             .unwrap_or(u32::MAX)
             .min(self.0.max_pages);
@@ -103,8 +101,8 @@ impl BalloonHandle {
         state.target_pages = pages;
         state.wishes.target = true;
         drop(state);
-        self.0.wake()?;
-        Ok(page_bytes(pages))
+        self.0.wake.signal();
+        page_bytes(pages)
     }
 
     /// How the balloon is.
@@ -119,16 +117,13 @@ impl BalloonHandle {
 
     /// What the guest last said of its memory, and when. Also asks it to say so again, so that somebody who calls this now and then gets
     /// numbers as old as the time between.
-    ///
-    /// # Errors
-    /// When the event loop cannot be woken.
-    pub fn statistics(&self) -> io::Result<Option<(Statistics, Instant)>> {
+    pub fn statistics(&self) -> Option<(Statistics, Instant)> {
         let mut state = self.0.lock();
         state.wishes.statistics = true;
         let last = state.statistics;
         drop(state);
-        self.0.wake()?;
-        Ok(last)
+        self.0.wake.signal();
+        last
     }
 }
 
@@ -154,7 +149,7 @@ struct State {
 pub(super) struct Shared {
     state: Mutex<State>,
     max_pages: u32,
-    wake: EventFd,
+    wake: Wake,
 }
 
 impl Shared {
@@ -162,20 +157,12 @@ impl Shared {
         Ok(Self {
             state: Mutex::default(),
             max_pages: u32::try_from(memory_bytes >> PAGE_SHIFT).unwrap_or(u32::MAX),
-            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            wake: Wake::new()?,
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) -> io::Result<()> {
-        match self.wake.write(1) {
-            // Full: the event loop has yet to come.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            other => other,
-        }
+        lock(&self.state)
     }
 
     pub(super) const fn max_pages(&self) -> u32 {
@@ -183,13 +170,12 @@ impl Shared {
     }
 
     /// Readable when there are wishes.
-    pub(super) const fn event(&self) -> &EventFd {
+    pub(super) const fn wake(&self) -> &Wake {
         &self.wake
     }
 
     pub(super) fn take_wishes(&self) -> Wishes {
-        // Empty when two wake-ups were merged.
-        let _ = self.wake.read();
+        self.wake.clear();
         std::mem::take(&mut self.lock().wishes)
     }
 

@@ -26,7 +26,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use self::map::BLOCK_BYTES;
 use self::map::{BlockMap, HEADER_BYTES, Header, PAGE_BYTES};
@@ -35,6 +35,7 @@ use super::file::{Sync, failed, file_length, open_locked, zero};
 use super::format::Image;
 use super::storage::{Access, Extent, Storage, StorageError};
 use crate::buffers::Buffers;
+use crate::lock::lock;
 
 /// Bytes at both ends of an image by which it is recognised: partition tables and file system headers with their UUIDs are there.
 const FINGERPRINT_BYTES: usize = 64 * 1024;
@@ -224,10 +225,6 @@ impl Drop for Reservation<'_> {
         drop(ranges);
         self.overlay.appeared.notify_all();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Storage for OverlayStorage {

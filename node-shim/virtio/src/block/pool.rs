@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::execute::{Executor, Job};
 use crate::device::Memory;
+use crate::lock::lock;
+use crate::wake::Wake;
 
 /// Bytes of a worker's stack: deep enough for unpacking a cluster.
 const STACK_BYTES: usize = 256 << 10;
@@ -22,7 +22,7 @@ struct Shared {
     work: Condvar,
     done: Mutex<Vec<Job>>,
     /// Signalled when `done` was empty and no longer is.
-    completed: EventFd,
+    completed: Wake,
     executor: Arc<Executor>,
 }
 
@@ -49,7 +49,7 @@ impl Pool {
             waiting: Mutex::default(),
             work: Condvar::new(),
             done: Mutex::default(),
-            completed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            completed: Wake::new()?,
             executor,
         });
         let mut pool = Self {
@@ -82,15 +82,13 @@ impl Pool {
 
     /// Takes what is done.
     pub(super) fn take_done(&self, into: &mut Vec<Job>) {
-        // Empty when a job was done between the last two calls.
-        let _ = self.shared.completed.read();
+        self.shared.completed.clear();
         into.append(&mut lock(&self.shared.done));
     }
 
     /// Readable when something is done.
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        // SAFETY: the eventfd lives as long as the borrow of `self`.
-        unsafe { BorrowedFd::borrow_raw(self.shared.completed.as_raw_fd()) }
+        self.shared.completed.as_fd()
     }
 }
 
@@ -116,8 +114,7 @@ impl Shared {
             done.push(job);
             drop(done);
             if first {
-                // Full means that the reader will look anyway.
-                let _ = self.completed.write(1);
+                self.completed.signal();
             }
         }
     }
@@ -137,8 +134,4 @@ impl Shared {
             waiting.idle -= 1;
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

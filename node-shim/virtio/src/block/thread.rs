@@ -7,20 +7,22 @@
 //! ```
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, Engine};
 use super::execute::Executor;
 use super::worker::Worker;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, HostSource};
+use crate::lock::lock;
 use crate::state::QueuePosition;
+use crate::wake::{self, Wake};
 
 /// What the thread is told.
 enum Command {
@@ -39,16 +41,10 @@ enum Command {
 /// What the thread and its owner share.
 struct Shared {
     /// Signalled with every command.
-    told: EventFd,
+    told: Wake,
     /// Signalled when the driver broke something.
-    failed: EventFd,
+    failed: Wake,
     failure: Mutex<Option<DeviceError>>,
-}
-
-impl Shared {
-    fn failure(&self) -> MutexGuard<'_, Option<DeviceError>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The owner's end.
@@ -67,8 +63,8 @@ impl DiskThread {
     pub(super) fn start(name: &str, engine: Engine, executor: &Arc<Executor>) -> io::Result<Self> {
         let backend = Backend::start(engine, name, executor)?;
         let shared = Arc::new(Shared {
-            told: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            failed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            told: Wake::new()?,
+            failed: Wake::new()?,
             failure: Mutex::default(),
         });
         let (commands, received) = channel();
@@ -93,15 +89,14 @@ impl DiskThread {
     }
 
     /// Readable when [`Self::take_failure`] has something.
-    pub(super) fn failed(&self) -> RawFd {
-        self.shared.failed.as_raw_fd()
+    pub(super) fn failed(&self) -> HostSource {
+        self.shared.failed.source()
     }
 
     /// Why the thread gave up on the driver, once.
     pub(super) fn take_failure(&self) -> Option<DeviceError> {
-        // Empty when there was no failure.
-        let _ = self.shared.failed.read();
-        self.shared.failure().take()
+        self.shared.failed.clear();
+        lock(&self.shared.failure).take()
     }
 
     /// Lets the thread serve an active device.
@@ -129,10 +124,11 @@ impl DiskThread {
     /// Gives a command and waits until it has been followed.
     fn tell(&self, command: Command) -> Vec<Option<QueuePosition>> {
         // The thread ends only with `Exit`, which `drop` alone gives, or with the process.
-        if self.commands.send(command).is_ok() && self.shared.told.write(1).is_ok() {
-            return self.answers.recv().unwrap_or_default();
+        if self.commands.send(command).is_err() {
+            return Vec::new();
         }
-        Vec::new()
+        self.shared.told.signal();
+        self.answers.recv().unwrap_or_default()
     }
 }
 
@@ -187,7 +183,7 @@ impl Loop {
     fn wait(&self) -> Woken {
         let live = self.live.as_ref().filter(|_| !self.paused);
         let deadline = live.and_then(|live| live.worker.deadline());
-        let mut descriptors = vec![borrow(&self.shared.told)];
+        let mut descriptors = vec![self.shared.told.as_fd()];
         descriptors.extend(self.backend.descriptors());
         let first_kick = descriptors.len();
         // While the rate limit holds, kicks change nothing.
@@ -196,7 +192,7 @@ impl Loop {
         let kicks: Vec<(u16, &EventFd)> = kicks
             .filter_map(|(queue, kick)| Some((queue, kick.as_ref()?)))
             .collect();
-        descriptors.extend(kicks.iter().map(|(_, kick)| borrow(kick)));
+        descriptors.extend(kicks.iter().map(|(_, kick)| wake::borrow(kick)));
         let mut polled: Vec<PollFd<'_>> = descriptors
             .iter()
             .map(|descriptor| PollFd::from_borrowed_fd(*descriptor, PollFlags::IN))
@@ -244,7 +240,7 @@ impl Loop {
 
     /// Follows what was told. `true` when the thread ends.
     fn follow_commands(&mut self) -> bool {
-        let _ = self.shared.told.read();
+        self.shared.told.clear();
         while let Ok(command) = self.received.try_recv() {
             let exit = matches!(command, Command::Exit);
             self.follow(command);
@@ -294,13 +290,7 @@ impl Loop {
 
     fn fail(&mut self, error: DeviceError) {
         self.let_go();
-        *self.shared.failure() = Some(error);
-        // Full means that nobody has looked at the last one.
-        let _ = self.shared.failed.write(1);
+        *lock(&self.shared.failure) = Some(error);
+        self.shared.failed.signal();
     }
-}
-
-fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd lives as long as the borrow of it.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }

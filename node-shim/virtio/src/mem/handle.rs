@@ -1,12 +1,13 @@
 //! How the rest of the VMM sees a memory device.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::BLOCK_BYTES;
+use crate::lock::lock;
+use crate::wake::Wake;
 
 /// Says how much memory shall be plugged and how much is. Works from any thread and at any time, also before the guest has a driver.
 #[derive(Clone)]
@@ -33,20 +34,14 @@ impl MemHandle {
 
     /// Sets how many bytes shall be plugged: rounded down to whole blocks of 2 MiB, at most the whole region. Returns what was set. The guest
     /// follows in its own time, and unplugs only what it can do without.
-    ///
-    /// # Errors
-    /// When the event loop cannot be woken.
-    pub fn set_requested(&self, bytes: u64) -> io::Result<u64> {
+    pub fn set_requested(&self, bytes: u64) -> u64 {
         let bytes = bytes.min(self.0.region_bytes) / BLOCK_BYTES * BLOCK_BYTES;
         let mut state = self.0.lock();
         state.requested_bytes = bytes;
         state.changed = true;
         drop(state);
-        match self.0.wake.write(1) {
-            // Full: the event loop has yet to come.
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            Ok(()) | Err(_) => Ok(bytes),
-        }
+        self.0.wake.signal();
+        bytes
     }
 
     /// How the device is.
@@ -73,7 +68,7 @@ struct State {
 pub(super) struct Shared {
     state: Mutex<State>,
     region_bytes: u64,
-    wake: EventFd,
+    wake: Wake,
 }
 
 impl Shared {
@@ -81,23 +76,22 @@ impl Shared {
         Ok(Self {
             state: Mutex::default(),
             region_bytes,
-            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            wake: Wake::new()?,
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Readable when another size is wanted.
-    pub(super) const fn event(&self) -> &EventFd {
+    pub(super) const fn wake(&self) -> &Wake {
         &self.wake
     }
 
     /// Whether another size is wanted since the last call.
     pub(super) fn take_change(&self) -> bool {
-        // Empty when two wake-ups were merged.
-        let _ = self.wake.read();
+        self.wake.clear();
         std::mem::take(&mut self.lock().changed)
     }
 

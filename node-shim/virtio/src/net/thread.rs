@@ -2,24 +2,25 @@
 //! interface, makes nobody else wait. It is there before the guest runs, and sleeps until the pair is in use.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::pair::{Events, Pair};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, HostSource};
+use crate::lock::lock;
+use crate::wake::{self, Wake};
 
 /// Something that a pair is told.
 type Order = Box<dyn FnOnce(&mut Pair) + Send>;
 
 /// Why a pair of an interface gave up, for all of its pairs.
 pub(super) struct Failure {
-    happened: EventFd,
+    happened: Wake,
     error: Mutex<Option<DeviceError>>,
 }
 
@@ -30,37 +31,31 @@ impl Failure {
     /// When the host has no descriptor left.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
-            happened: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            happened: Wake::new()?,
             error: Mutex::default(),
         })
     }
 
     /// Readable when [`Self::take`] has something.
-    pub(super) fn descriptor(&self) -> RawFd {
-        self.happened.as_raw_fd()
+    pub(super) fn source(&self) -> HostSource {
+        self.happened.source()
     }
 
     /// What happened, once.
     pub(super) fn take(&self) -> Option<DeviceError> {
-        // Empty when nothing did.
-        let _ = self.happened.read();
-        self.error().take()
+        self.happened.clear();
+        lock(&self.error).take()
     }
 
     fn set(&self, error: DeviceError) {
-        *self.error() = Some(error);
-        // Full means that nobody has looked at the last one.
-        let _ = self.happened.write(1);
-    }
-
-    fn error(&self) -> MutexGuard<'_, Option<DeviceError>> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.error) = Some(error);
+        self.happened.signal();
     }
 }
 
 /// The owner's end.
 pub(super) struct PairThread {
-    told: Arc<EventFd>,
+    told: Arc<Wake>,
     /// Gone with the owner, which ends the thread.
     orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
@@ -72,7 +67,7 @@ impl PairThread {
     /// # Errors
     /// When the host refuses threads or descriptors.
     pub(super) fn start(name: String, pair: Pair, failure: Arc<Failure>) -> io::Result<Self> {
-        let told = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let told = Arc::new(Wake::new()?);
         let (orders, received) = channel();
         let state = Loop {
             told: Arc::clone(&told),
@@ -91,7 +86,7 @@ impl PairThread {
     /// Has the thread do something with its pair, and waits until it is done.
     ///
     /// # Errors
-    /// When the thread cannot be woken.
+    /// When the thread is gone.
     pub(super) fn with<T: Send + 'static>(&self, order: impl FnOnce(&mut Pair) -> T + Send + 'static) -> io::Result<T> {
         let (answer, answers) = channel();
         let order: Order = Box::new(move |pair| {
@@ -101,7 +96,7 @@ impl PairThread {
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let sent = self.orders.as_ref().map(|orders| orders.send(order));
         sent.ok_or_else(gone)?.map_err(|_| gone())?;
-        self.told.write(1)?;
+        self.told.signal();
         answers.recv().map_err(|_| gone())
     }
 }
@@ -109,9 +104,8 @@ impl PairThread {
 impl Drop for PairThread {
     fn drop(&mut self) {
         self.orders = None;
-        if self.told.write(1).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
+        self.told.signal();
+        if let Some(thread) = self.thread.take() {
             // A panic in it has ended the process.
             let _ = thread.join();
         }
@@ -120,7 +114,7 @@ impl Drop for PairThread {
 
 /// The thread's end.
 struct Loop {
-    told: Arc<EventFd>,
+    told: Arc<Wake>,
     received: Receiver<Order>,
     failure: Arc<Failure>,
     pair: Pair,
@@ -142,7 +136,7 @@ impl Loop {
 
     /// Does what was told. `true` when the owner is gone.
     fn follow_orders(&mut self) -> bool {
-        let _ = self.told.read();
+        self.told.clear();
         loop {
             match self.received.try_recv() {
                 Ok(order) => order(&mut self.pair),
@@ -153,9 +147,9 @@ impl Loop {
     }
 
     /// Waits for something to do: whether it was told something, and what happened to the pair.
-    fn wait(&self) -> (bool, Events) {
+    fn wait<'p>(&'p self) -> (bool, Events) {
         let wants = self.pair.wants();
-        let mut polled = vec![PollFd::from_borrowed_fd(borrow(&self.told), PollFlags::IN)];
+        let mut polled = vec![PollFd::from_borrowed_fd(self.told.as_fd(), PollFlags::IN)];
         let mut link_flags = PollFlags::empty();
         link_flags.set(PollFlags::IN, wants.contains(Events::READABLE));
         link_flags.set(PollFlags::OUT, wants.contains(Events::WRITABLE));
@@ -164,15 +158,21 @@ impl Loop {
             polled.len() - 1
         });
         let queues = self.pair.live();
-        let mut add_kick = |event: Events, kick: Option<&'_ EventFd>| {
-            let kick = kick.filter(|_| wants.contains(event))?;
-            // SAFETY: the pair keeps the eventfd for as long as it is polled here: it changes only on this thread.
-            let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
-            polled.push(PollFd::from_borrowed_fd(kick, PollFlags::IN));
+        let mut add_kick = |event: Events, kick: Option<BorrowedFd<'p>>| {
+            polled.push(PollFd::from_borrowed_fd(
+                kick.filter(|_| wants.contains(event))?,
+                PollFlags::IN,
+            ));
             Some(polled.len() - 1)
         };
-        let receive = add_kick(Events::RECEIVE_KICK, queues.map(|queues| &queues.receive_kick));
-        let transmit = add_kick(Events::TRANSMIT_KICK, queues.map(|queues| &queues.transmit_kick));
+        let receive = add_kick(
+            Events::RECEIVE_KICK,
+            queues.map(|queues| wake::borrow(&queues.receive_kick)),
+        );
+        let transmit = add_kick(
+            Events::TRANSMIT_KICK,
+            queues.map(|queues| wake::borrow(&queues.transmit_kick)),
+        );
         let timeout = self.pair.deadline().map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             Timespec {
@@ -208,9 +208,4 @@ impl Loop {
         }
         (!revents(Some(0)).is_empty(), events)
     }
-}
-
-fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the eventfd lives as long as the borrow of it.
-    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }

@@ -1,11 +1,12 @@
 //! What the queue pairs of one interface share: counters, and how much may pass.
 
 use std::fmt::Arguments;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::guard::DropReason;
+use crate::lock::lock;
 use crate::rate_limit::{Limiter, Limits};
 
 /// Where lines for a person go.
@@ -142,18 +143,13 @@ impl Valve {
     /// # Errors
     /// The time from which on it may.
     pub(super) fn ready(&self, now: Instant) -> Result<(), Instant> {
-        self.limiter.as_ref().map_or(Ok(()), |limiter| {
-            limiter.lock().unwrap_or_else(PoisonError::into_inner).ready(now)
-        })
+        self.limiter.as_ref().map_or(Ok(()), |limiter| lock(limiter).ready(now))
     }
 
     /// A frame of so many bytes has passed.
     pub(super) fn charge(&self, bytes: usize) {
         if let Some(limiter) = &self.limiter {
-            limiter
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .charge(u64::try_from(bytes).unwrap_or(u64::MAX));
+            lock(limiter).charge(u64::try_from(bytes).unwrap_or(u64::MAX));
         }
     }
 }

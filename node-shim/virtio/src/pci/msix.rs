@@ -1,10 +1,11 @@
 //! MSI-X (PCI 3.0, section 6.8.2): the vector table and the pending bits, between a device's triggers and the VMM's irqfds.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
+use crate::lock::lock;
 use crate::transport::{Interrupts, MsiMessage};
 
 /// Bytes of a table entry: address, data, control.
@@ -182,7 +183,7 @@ impl Msix {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 

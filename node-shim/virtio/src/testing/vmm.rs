@@ -2,17 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{DeviceError, HostSource};
+use crate::lock::lock;
 use crate::transport::{Activator, Doorbell, Interrupts, MsiMessage};
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Records routes and interrupts.
 #[derive(Default)]

@@ -13,14 +13,20 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-use node_shim_bootloader::{BootImage, Disk, Limits, find, kernel};
+use node_shim_bootloader::kernel::{self, CacheError};
+use node_shim_bootloader::{BootImage, Disk, Limits, find};
 use node_shim_protocol::agent::KERNEL_MAX_BYTES;
 use node_shim_virtio::block::Storage;
 
 use super::{BootError, KernelFiles, detect};
 use crate::layout;
-use crate::lock::lock;
 use crate::log;
+use node_shim_virtio::lock::lock;
+
+/// Where unpacked kernels are kept, in the VM's own scratch directory: nobody else writes there.
+const CACHE_DIRECTORY: &str = "kernels";
+/// Most bytes of them: the one that runs, and the one that an update brings.
+const CACHE_MAX_BYTES: u64 = 256 << 20;
 
 /// A disk to boot from.
 pub(crate) struct BootDisk {
@@ -118,7 +124,7 @@ impl BootDisk {
             .and_then(|mut kernel| kernel.read_to_end(&mut packed))
             .map_err(read_error(kernel))?;
         // One that cannot be unpacked here, or not be entered then, unpacks itself, more slowly, in the guest.
-        let unpacked = kernel::unpack(&packed, limits.unpacked_kernel_bytes).ok();
+        let unpacked = self.unpack(&packed, limits.unpacked_kernel_bytes);
         let unpacked = unpacked.filter(|elf| has_pvh_note(elf));
         let kernel = self.keep("kernel", |file| file.write_all(unpacked.as_deref().unwrap_or(&packed)))?;
         drop((packed, unpacked));
@@ -137,6 +143,23 @@ impl BootDisk {
             initrd,
             command_line: entry.command_line.clone(),
         })
+    }
+
+    /// A bzImage's ELF file, which is kept for the guest's next start. `None` where it cannot be unpacked.
+    fn unpack(&self, packed: &[u8], most: u64) -> Option<Vec<u8>> {
+        let directory = self.scratch.join(CACHE_DIRECTORY);
+        let cached = match std::fs::create_dir_all(&directory) {
+            Ok(()) => kernel::Cache::new(&directory, CACHE_MAX_BYTES).unpack(packed, most),
+            Err(source) => Err(CacheError::Write { directory, source }),
+        };
+        match cached {
+            Ok(elf) => Some(elf),
+            Err(CacheError::Unpack(_)) => None,
+            Err(error @ CacheError::Write { .. }) => {
+                log::line(format_args!("disk `{}`: {error}", self.name));
+                kernel::unpack(packed, most).ok()
+            }
+        }
     }
 
     fn keep(&self, what: &'static str, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<File, BootError> {

@@ -84,7 +84,7 @@ fn what_is_no_kernel_is_refused_with_its_name() {
 
 #[test]
 fn hostile_headers_are_errors_and_never_panics() {
-    let memory = crate::memory::map(64 * MIB, None, None).unwrap();
+    let memory = crate::memory::map(&crate::memory::Plan::fixed(64 * MIB), None).unwrap();
     let mut bzimage = vec![0xff; 4096];
     bzimage[0x202..0x206].copy_from_slice(b"HdrS");
     let mut elf = vec![0xff; 4096];
@@ -128,7 +128,7 @@ fn elf(with_note: bool) -> Vec<u8> {
 
 #[test]
 fn a_pvh_kernel_starts_where_its_note_says_and_finds_its_start_info() {
-    let memory = crate::memory::map(64 * MIB, None, None).unwrap();
+    let memory = crate::memory::map(&crate::memory::Plan::fixed(64 * MIB), None).unwrap();
     let entry = source(&elf(true)).unwrap().load(&memory, 64 * MIB, 0xe_0000).unwrap();
     assert_eq!(entry, Entry::Pvh { address: 0x10_0008 });
     let read = |offset| {
@@ -148,7 +148,7 @@ fn a_pvh_kernel_starts_where_its_note_says_and_finds_its_start_info() {
 
 #[test]
 fn an_elf_file_without_the_note_is_refused() {
-    let memory = crate::memory::map(64 * MIB, None, None).unwrap();
+    let memory = crate::memory::map(&crate::memory::Plan::fixed(64 * MIB), None).unwrap();
     let error = source(&elf(false))
         .unwrap()
         .load(&memory, 64 * MIB, 0xe_0000)

@@ -52,6 +52,25 @@ fn a_disk_says_its_serial_format_and_limits() {
 }
 
 #[test]
+fn memory_of_huge_pages_is_whole_ones() {
+    let mut value = minimal();
+    value["memory"]["hugePages"] = json!("2Mi");
+    assert_eq!(
+        check_json(value.clone()).unwrap().huge_pages,
+        Some(HugePages::TwoMebibytes)
+    );
+    value["memory"]["maxSizeBytes"] = json!(268_435_456 + 4096);
+    let error = check_json(value.clone()).unwrap_err().to_string();
+    assert!(error.starts_with("memory.maxSizeBytes: is 268439552"), "{error}");
+    value["memory"] = json!({"sizeBytes": 268_435_456, "hugePages": "1Gi"});
+    let error = check_json(value).unwrap_err().to_string();
+    assert!(
+        error.contains("multiple of 1073741824 (memory.hugePages is 1Gi)"),
+        "{error}"
+    );
+}
+
+#[test]
 fn memory_is_whole_pages() {
     let mut value = minimal();
     value["memory"]["sizeBytes"] = json!(100_000_000);

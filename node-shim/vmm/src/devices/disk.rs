@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use node_shim_protocol::ExitReason;
@@ -14,6 +14,8 @@ use node_shim_virtio::rate_limit::Limits;
 use crate::config::{CheckedConfig, Disk};
 use crate::log;
 use crate::volume::{self, VolumeError};
+
+pub(crate) mod command;
 
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -102,9 +104,12 @@ pub(crate) fn open(config: &CheckedConfig, index: usize, disk: &Disk, engine: En
         engine,
         limits: disk.limits,
     };
-    let storage = open_storage(&config.scratch, disk)?;
+    start(&disk.name, options, open_storage(&config.scratch, disk)?)
+}
+
+fn start(disk: &str, options: Options, storage: Arc<dyn Storage>) -> Result<Block, DiskError> {
     Block::start(options, storage).map_err(|source| DiskError::Threads {
-        disk: disk.name.clone(),
+        disk: disk.to_owned(),
         source,
     })
 }
@@ -128,10 +133,7 @@ pub(crate) fn attach(name: &str, file: File, read_only: bool, queues: u8) -> Res
         engine: Engine::best(),
         limits: Limits::default(),
     };
-    Block::start(options, Arc::new(storage.map_err(storage_error)?)).map_err(|source| DiskError::Threads {
-        disk: name.to_owned(),
-        source,
-    })
+    start(name, options, Arc::new(storage.map_err(storage_error)?))
 }
 
 fn open_storage(scratch: &Path, disk: &Disk) -> Result<Arc<dyn Storage>, DiskError> {
@@ -141,18 +143,10 @@ fn open_storage(scratch: &Path, disk: &Disk) -> Result<Arc<dyn Storage>, DiskErr
     };
     match &disk.source {
         DiskSource::Image { path, format, backing } => {
-            let image = open_image(&disk.name, path, *format, backing)?;
-            log::line(format_args!(
-                "disk `{}`: {} image of {} MiB",
-                disk.name,
-                image.format,
-                image.storage.len() >> 20
-            ));
-            if disk.read_only {
-                return Ok(Arc::from(image.storage));
+            if let Some(overlay) = open_overlay(scratch, disk)? {
+                return Ok(Arc::new(overlay));
             }
-            let overlay = scratch.join(overlay_name(disk));
-            Ok(Arc::new(OverlayStorage::open(image, &overlay).map_err(storage_error)?))
+            Ok(Arc::from(open_image(&disk.name, path, *format, backing)?.storage))
         }
         DiskSource::Empty { size_bytes } => {
             let path = scratch.join(empty_name(disk));
@@ -160,6 +154,26 @@ fn open_storage(scratch: &Path, disk: &Disk) -> Result<Arc<dyn Storage>, DiskErr
             Ok(Arc::new(if disk.read_only { file.write_protected() } else { file }))
         }
     }
+}
+
+/// Opens the overlay of a writable disk with an image, and the image below it. No other disk has one.
+fn open_overlay(scratch: &Path, disk: &Disk) -> Result<Option<OverlayStorage>, DiskError> {
+    let DiskSource::Image { path, format, backing } = &disk.source else {
+        return Ok(None);
+    };
+    if disk.read_only {
+        return Ok(None);
+    }
+    let image = open_image(&disk.name, path, *format, backing)?;
+    let overlay = OverlayStorage::open(image, &overlay_path(scratch, disk));
+    overlay.map(Some).map_err(|source| DiskError::Storage {
+        disk: disk.name.clone(),
+        source,
+    })
+}
+
+fn overlay_path(scratch: &Path, disk: &Disk) -> PathBuf {
+    scratch.join(overlay_name(disk))
 }
 
 /// Opens an image and what the configuration says is below it, the lowest first.
@@ -173,7 +187,13 @@ fn open_image(
     for image in backing.iter().rev() {
         below = Some(open_layer(disk, &image.path, image.format, below)?);
     }
-    open_layer(disk, path, stated, below)
+    let image = open_layer(disk, path, stated, below)?;
+    log::line(format_args!(
+        "disk `{disk}`: {} image of {} MiB",
+        image.format,
+        image.storage.len() >> 20
+    ));
+    Ok(image)
 }
 
 fn open_layer(disk: &str, path: &Path, stated: Option<DiskFormat>, below: Option<Image>) -> Result<Image, DiskError> {

@@ -1,6 +1,6 @@
 //! What of a running VM can be changed: vCPUs, memory, the balloon, disks and interfaces.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -10,9 +10,10 @@ use node_shim_virtio::device::VirtioDevice;
 
 use super::EventLoop;
 use crate::config;
+use crate::cpus::CpuError;
 use crate::devices::{disk, network};
 use crate::log;
-use crate::machine::{Machine, Platform};
+use crate::machine::Machine;
 
 /// What a PCI slot has that can be named.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,36 +27,45 @@ pub(crate) enum Named {
 /// The disks and interfaces by their slots. A slot that the guest has given up is forgotten when somebody asks.
 #[derive(Debug, Default)]
 pub(crate) struct Plugged {
-    slots: BTreeMap<u8, Named>,
-    /// The VM has other devices than its configuration says, or is about to.
-    changed: bool,
+    slots: BTreeMap<u8, Held>,
+    /// How many devices the configuration has.
+    configured: usize,
+}
+
+/// What a slot has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    name: Named,
+    /// The configuration has it: it was not plugged later.
+    configured: bool,
 }
 
 impl Plugged {
     /// What the configuration has: these names in the slots from 1 on, with nothing to name where there is `None`.
     pub(crate) fn new(names: impl Iterator<Item = Option<Named>>) -> Self {
-        let slots = (1..).zip(names);
-        Self {
-            slots: slots.filter_map(|(slot, name)| Some((slot, name?))).collect(),
-            changed: false,
-        }
+        let held = |name| Held { name, configured: true };
+        let slots: BTreeMap<u8, Held> = (1..)
+            .zip(names)
+            .filter_map(|(slot, name)| Some((slot, held(name?))))
+            .collect();
+        let configured = slots.len();
+        Self { slots, configured }
     }
 
-    /// Whether devices came or went since the start.
-    pub(crate) const fn changed(&self) -> bool {
-        self.changed
+    /// Forgets the slots that are no longer filled.
+    fn follow(&mut self, is_filled: impl Fn(u8) -> bool) {
+        self.slots.retain(|slot, _| is_filled(*slot));
     }
 
-    fn names(&mut self, platform: &Platform) -> BTreeSet<Named> {
-        self.slots.retain(|slot, _| platform.pci.is_filled(*slot));
-        self.slots.values().cloned().collect()
+    /// Whether these are the devices that the configuration has. One that the guest was asked to give up is still there.
+    fn is_as_configured(&self) -> bool {
+        self.slots.len() == self.configured && self.slots.values().all(|held| held.configured)
     }
 
-    fn slot(&mut self, platform: &Platform, name: &Named) -> Option<u8> {
-        self.slots.retain(|slot, _| platform.pci.is_filled(*slot));
+    fn slot(&self, name: &Named) -> Option<u8> {
         self.slots
             .iter()
-            .find_map(|(slot, named)| (named == name).then_some(*slot))
+            .find_map(|(slot, held)| (held.name == *name).then_some(*slot))
     }
 }
 
@@ -83,67 +93,76 @@ impl EventLoop {
         let Some(vcpus) = vcpus else {
             return Ok(());
         };
-        let max = self.platform.vcpus_max;
-        let Some(wanted) = u8::try_from(vcpus).ok().filter(|wanted| (1..=max).contains(wanted)) else {
-            return Err(invalid(format!(
-                "the VM can have 1 to {max} vCPUs, not {vcpus}; raise cpu.maxCores and start the VM anew"
-            )));
-        };
-        machine.cpus.set(wanted).map_err(failed)?;
-        self.platform.vcpus = wanted;
+        self.platform.vcpus = machine.cpus.set(vcpus).map_err(|error| match error {
+            CpuError::Range { .. } => invalid(error.to_string()),
+            CpuError::Kvm(_) | CpuError::Registers { .. } | CpuError::Cpuid(_) | CpuError::Host { .. } => failed(error),
+        })?;
         Ok(())
     }
 
     fn resize_memory(&self, bytes: u64) -> Change {
-        let base = self.platform.memory_bytes;
-        let max = base + self.platform.later_memory.map_or(0, |range| range.size);
+        let base = self.platform.memory_plan.size_bytes;
+        let max = self.platform.memory_plan.mapped_bytes();
         let Some(plugged) = bytes.checked_sub(base).filter(|_| bytes <= max) else {
             return Err(invalid(format!(
                 "the VM can have {base} to {max} bytes of memory, not {bytes}; change memory.sizeBytes or memory.maxSizeBytes and start \
                  the VM anew"
             )));
         };
-        match &self.platform.handles.mem {
-            Some(mem) => mem.set_requested(plugged).map(drop).map_err(failed),
-            // Nothing to plug, and nothing is.
-            None => Ok(()),
+        // Without one there is nothing to plug.
+        if let Some(mem) = &self.platform.handles.mem {
+            mem.set_requested(plugged);
         }
+        Ok(())
     }
 
     /// Bytes of memory that the guest has.
     pub(super) fn memory_bytes(&self) -> u64 {
         let mem = self.platform.handles.mem.as_ref();
-        self.platform.memory_bytes + mem.map_or(0, |mem| mem.status().plugged_bytes)
+        self.platform.memory_plan.size_bytes + mem.map_or(0, |mem| mem.status().plugged_bytes)
     }
 
     /// Asks the guest for memory.
-    pub(super) fn set_balloon(&self, bytes: u64) -> Change {
-        let target = self.platform.handles.balloon.set_target(bytes);
-        target.map(drop).map_err(failed)
+    pub(super) fn set_balloon(&self, bytes: u64) {
+        self.platform.handles.balloon.set_target(bytes);
     }
 
     /// What the guest last said of its memory.
-    pub(super) fn balloon_statistics(&self) -> Result<BalloonStatistics, Failure> {
+    pub(super) fn balloon_statistics(&self) -> BalloonStatistics {
         let balloon = &self.platform.handles.balloon;
-        let (statistics, _) = balloon.statistics().map_err(failed)?.unzip();
+        let (statistics, _) = balloon.statistics().unzip();
         let statistics = statistics.unwrap_or_default();
-        Ok(BalloonStatistics {
+        BalloonStatistics {
             actual_bytes: balloon.status().actual_bytes,
             total_bytes: statistics.total,
             free_bytes: statistics.free,
             available_bytes: statistics.available,
-        })
+        }
+    }
+
+    /// What the slots have by now.
+    fn plugged(&mut self) -> &mut Plugged {
+        let pci = &self.platform.pci;
+        self.plugged.follow(|slot| pci.is_filled(slot));
+        &mut self.plugged
+    }
+
+    /// Whether the VM has the disks and interfaces that its configuration has.
+    pub(super) fn has_configured_devices(&mut self) -> bool {
+        self.plugged().is_as_configured()
     }
 
     /// Names of the disks and of the interfaces that the guest has.
     pub(super) fn names(&mut self) -> (Vec<String>, Vec<String>) {
         let (mut disks, mut interfaces) = (Vec::new(), Vec::new());
-        for name in self.plugged.names(&self.platform) {
-            match name {
-                Named::Disk(name) => disks.push(name),
-                Named::Interface(name) => interfaces.push(name),
+        for held in self.plugged().slots.values() {
+            match &held.name {
+                Named::Disk(name) => disks.push(name.clone()),
+                Named::Interface(name) => interfaces.push(name.clone()),
             }
         }
+        disks.sort_unstable();
+        interfaces.sort_unstable();
         (disks, interfaces)
     }
 
@@ -172,24 +191,19 @@ impl EventLoop {
 
     /// Asks the guest to give a device up.
     pub(super) fn detach(&mut self, name: &Named) -> Change {
-        let Some(slot) = self.plugged.slot(&self.platform, name) else {
+        let Some(slot) = self.plugged().slot(name) else {
             let (Named::Disk(what) | Named::Interface(what)) = name;
             return Err(invalid(format!(
                 "the VM has no `{what}`; `status` has the names of those that it has"
             )));
         };
-        self.plugged.changed = true;
         self.platform.slots.unplug(slot).map_err(failed)
     }
 
     fn free_name(&mut self, name: &str, kind: fn(String) -> Named) -> Result<Named, Failure> {
-        if !config::is_label(name) {
-            return Err(invalid(
-                "name: write 1 to 63 lower-case letters, digits and dashes, with a letter or digit at both ends",
-            ));
-        }
+        config::check_label("name", name).map_err(|error| invalid(error.to_string()))?;
         let named = kind(name.to_owned());
-        if self.plugged.slot(&self.platform, &named).is_some() {
+        if self.plugged().slot(&named).is_some() {
             return Err(invalid(format!(
                 "the VM has a `{name}` already; use another name, or detach that one first"
             )));
@@ -200,8 +214,14 @@ impl EventLoop {
     fn plug(&mut self, named: Named, device: Box<dyn VirtioDevice>) -> Change {
         let slot = self.platform.slots.plug(device).map_err(failed)?;
         log::line(format_args!("plugged {named:?} into slot {slot}"));
-        self.plugged.changed = true;
-        self.plugged.slots.insert(slot, named);
+        let configured = false;
+        self.plugged.slots.insert(
+            slot,
+            Held {
+                name: named,
+                configured,
+            },
+        );
         Ok(())
     }
 }
@@ -214,8 +234,12 @@ mod tests {
     fn configured_devices_are_known_by_their_slots() {
         let disk = Some(Named::Disk("root".to_owned()));
         let interface = Some(Named::Interface("default".to_owned()));
-        let plugged = Plugged::new([disk, None, interface].into_iter());
-        let slots: Vec<_> = plugged.slots.iter().map(|(slot, name)| (*slot, name.clone())).collect();
+        let mut plugged = Plugged::new([disk, None, interface].into_iter());
+        let slots: Vec<_> = plugged
+            .slots
+            .iter()
+            .map(|(slot, held)| (*slot, held.name.clone()))
+            .collect();
         assert_eq!(
             slots,
             [
@@ -223,6 +247,20 @@ mod tests {
                 (3, Named::Interface("default".to_owned()))
             ]
         );
-        assert!(!plugged.changed());
+        assert!(plugged.is_as_configured());
+        assert_eq!(plugged.slot(&Named::Disk("default".to_owned())), None);
+
+        let data = Held {
+            name: Named::Disk("data".to_owned()),
+            configured: false,
+        };
+        plugged.slots.insert(4, data.clone());
+        assert!(!plugged.is_as_configured(), "one came");
+        plugged.follow(|slot| slot != 4);
+        assert!(plugged.is_as_configured(), "and went");
+        plugged.follow(|slot| slot != 1);
+        assert!(!plugged.is_as_configured(), "one is missing");
+        plugged.slots.insert(1, data);
+        assert!(!plugged.is_as_configured(), "another one is in its place");
     }
 }

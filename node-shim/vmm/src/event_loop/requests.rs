@@ -102,11 +102,11 @@ impl EventLoop {
             Request::DetachDisk { name } => self.detach(&Named::Disk(name)).into(),
             Request::AttachNetwork(network) => self.attach_network(network, descriptors.into_iter().next()).into(),
             Request::DetachNetwork { name } => self.detach(&Named::Interface(name)).into(),
-            Request::Balloon(Balloon::Target { bytes }) => self.set_balloon(bytes).into(),
-            Request::Balloon(Balloon::Statistics) => Reply::Now(match self.balloon_statistics() {
-                Ok(statistics) => Response::BalloonStatistics(statistics),
-                Err(failure) => Response::Error(failure),
-            }),
+            Request::Balloon(Balloon::Target { bytes }) => {
+                self.set_balloon(bytes);
+                Ok(()).into()
+            }
+            Request::Balloon(Balloon::Statistics) => Reply::Now(Response::BalloonStatistics(self.balloon_statistics())),
         }
     }
 

@@ -11,7 +11,6 @@ use crate::control::ClientId;
 use crate::lifecycle::{Event, Phase, Refusal, VmState};
 use crate::log;
 use crate::machine::Machine;
-use crate::memory;
 use crate::snapshot::state::{self, VmState as SavedVm};
 use crate::snapshot::{Job, Writer};
 
@@ -105,10 +104,10 @@ impl EventLoop {
     }
 
     fn start_writer(&mut self, machine: &Machine) -> Result<(), String> {
-        if self.plugged.changed() {
+        if !self.has_configured_devices() {
             return Err(
-                "devices were attached to or detached from the VM since its start, which a snapshot cannot have yet; start the VM anew \
-                 with the devices that it shall have"
+                "the VM has not the disks and interfaces of its configuration, which a snapshot would start it with; detach those that \
+                 were attached later, or start the VM anew"
                     .to_owned(),
             );
         }
@@ -137,7 +136,7 @@ impl EventLoop {
             boot_time_ms: self.boot_time_ms,
             resets: self.resets,
             kernel: self.platform.boot.found().unwrap_or_default(),
-            memory_bytes: memory::mapped_bytes(self.platform.memory_bytes, self.platform.later_memory),
+            memory_bytes: self.platform.memory_plan.mapped_bytes(),
             disks: self.identity.disk_files.clone(),
             clock: saved.clock,
             chips: saved.chips,

@@ -191,7 +191,7 @@ mod tests {
             eprintln!("*** SKIPPED: this test needs /dev/kvm ***");
             return;
         };
-        let memory = crate::memory::map(4 << 20, None, None).unwrap();
+        let memory = crate::memory::map(&crate::memory::Plan::fixed(4 << 20), None).unwrap();
         let vm = host.create_vm(&memory).unwrap();
         let vcpu = vm.create_vcpu(0);
         let mut vcpu = vcpu.unwrap();

@@ -253,7 +253,7 @@ mod tests {
     }
 
     fn write_to(folder: &Path, scratch: &Path, disks: &[String]) -> Result<u64, SnapshotError> {
-        let memory = crate::memory::map(1 << 20, None, None).unwrap();
+        let memory = crate::memory::map(&crate::memory::Plan::fixed(1 << 20), None).unwrap();
         let contents = Contents {
             state: b"state",
             memory: &memory,

@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn memory_comes_back_and_untouched_pages_are_holes() {
         let bytes = 64_u64 << 20;
-        let memory = memory::map(bytes, None, None).unwrap();
+        let memory = memory::map(&crate::memory::Plan::fixed(bytes), None).unwrap();
         for at in [0, 4096 * 3 + 5, (1 << 20) - 1, bytes - 8] {
             memory.write_slice(b"mark", GuestAddress(at.min(bytes - 4))).unwrap();
         }
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(file.metadata().unwrap().len(), bytes);
         assert!(file.metadata().unwrap().blocks() * 512 < 1 << 20);
 
-        let back = memory::map(bytes, None, Some(&file)).unwrap();
+        let back = memory::map(&crate::memory::Plan::fixed(bytes), Some(&file)).unwrap();
         for at in [0, 4096 * 3 + 5, (1 << 20) - 1, bytes - 8] {
             let mut mark = [0; 4];
             back.read_slice(&mut mark, GuestAddress(at)).unwrap();
@@ -132,7 +132,7 @@ mod tests {
         file.read_exact_at(&mut from_file, 16 << 20).unwrap();
         assert_eq!(from_file, [0; 4]);
         // A reset leaves nothing of the file.
-        memory::clear(&back).unwrap();
+        memory::clear(&back, None).unwrap();
         let mut mark = [1; 4];
         back.read_slice(&mut mark, GuestAddress(0)).unwrap();
         assert_eq!(mark, [0; 4]);

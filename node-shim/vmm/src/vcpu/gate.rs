@@ -11,7 +11,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {

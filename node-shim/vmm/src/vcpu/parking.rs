@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use super::gate::Gate;
-use crate::lock::lock;
+use node_shim_virtio::lock::lock;
 
 /// In the guest, or on the way there.
 const RUNNING: u8 = 0;

@@ -144,7 +144,6 @@ fn pod_spec(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> PodSpec {
 
 fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container {
     let agent_socket = format!("{}/{}", paths::AGENT_DIR, paths::AGENT_SOCKET);
-    let control_socket = format!("{}/{}", paths::SCRATCH_DIR, paths::CONTROL_SOCKET);
     let args = [
         "run",
         "--config",
@@ -152,7 +151,7 @@ fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container
         "--agent",
         &agent_socket,
         "--control",
-        &control_socket,
+        paths::CONTROL_SOCKET,
     ];
     Container {
         name: CONTAINER.to_owned(),

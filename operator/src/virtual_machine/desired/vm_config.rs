@@ -31,6 +31,7 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
         memory: Memory {
             size_bytes: vm.memory_bytes,
             max_size_bytes: None,
+            huge_pages: None,
         },
         boot: match &vm.boot {
             BootSource::Kernel(boot) => Boot::Kernel(KernelBoot {

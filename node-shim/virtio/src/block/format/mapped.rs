@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use super::super::storage::{Access, Extent, Storage};
 use super::metadata::{Metadata, Patience, damaged};
 use crate::buffers::Buffers;
+use crate::lock::lock;
 
 /// Bytes of unpacked units that are kept.
 const UNPACKED_BYTES: u64 = 1 << 20;
@@ -164,7 +165,7 @@ impl<T: Tables> MappedImage<T> {
         let slots = self.unpacked.len() as u64;
         let slot = usize::try_from(unit % slots).map_err(io::Error::other)?;
         // The lock is held while unpacking: who wants the same unit waits for it rather than unpack it again.
-        let mut slot = self.unpacked[slot].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock(&self.unpacked[slot]);
         if slot.unit != Some(unit) {
             slot.unit = None;
             // The last unit may have less.

@@ -4,7 +4,9 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::lock::lock;
 
 /// Bytes of a page: 512 entries of a qcow2 table, which with its usual clusters map 32 MiB of the disk.
 const PAGE_BYTES: usize = 4096;
@@ -66,7 +68,7 @@ impl Metadata {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Option<Page>>> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pages)
     }
 }
 

@@ -1,0 +1,106 @@
+//! A VM's disks, checked.
+
+use std::collections::BTreeSet;
+
+use node_shim_protocol::config::{self as protocol, DiskFormat, DiskSource};
+use node_shim_virtio::block::storage::DISK_MAX_BYTES;
+use node_shim_virtio::rate_limit::Limits;
+
+use super::{ConfigError, check_name, check_rate_limit, refuse};
+
+/// Most disks.
+const DISKS_MAX: usize = 16;
+/// Most images below another one.
+const BACKING_MAX: usize = 8;
+/// Bytes of a disk's serial number (virtio 1.2, 5.2.6).
+const SERIAL_MAX_BYTES: usize = 20;
+
+/// A disk whose name is a DNS label.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    /// Unique among the disks.
+    pub(crate) name: String,
+    /// At most 20 bytes.
+    pub(crate) serial: String,
+    /// Whether the guest may only read it.
+    pub(crate) read_only: bool,
+    /// How much it may move.
+    pub(crate) limits: Limits,
+    /// Where its contents come from.
+    pub(crate) source: DiskSource,
+}
+
+/// Checks the disks, in the guest's order.
+pub(super) fn check_all(disks: Vec<protocol::Disk>) -> Result<Vec<Disk>, ConfigError> {
+    if disks.len() > DISKS_MAX {
+        return refuse("disks", format!("there are {}; write at most {DISKS_MAX}", disks.len()));
+    }
+    let mut names = BTreeSet::new();
+    let mut checked = Vec::with_capacity(disks.len());
+    for (index, disk) in disks.into_iter().enumerate() {
+        let protocol::Disk {
+            name,
+            serial,
+            read_only,
+            rate_limit,
+            source,
+        } = disk;
+        let field = format!("disks[{index}]");
+        check_name(&format!("{field}.name"), &name, &mut names)?;
+        check_source(&field, &source)?;
+        checked.push(Disk {
+            serial: check_serial(&field, serial, &name)?,
+            name,
+            read_only,
+            limits: check_rate_limit(&format!("{field}.rateLimit"), rate_limit)?,
+            source,
+        });
+    }
+    Ok(checked)
+}
+
+fn check_source(field: &str, source: &DiskSource) -> Result<(), ConfigError> {
+    match source {
+        DiskSource::Image { path, format, backing } => {
+            let write = "write the path of an image or of its directory";
+            if path.as_os_str().is_empty() {
+                return refuse(format!("{field}.source.image.path"), write);
+            }
+            let list = format!("{field}.source.image.backing");
+            if backing.len() > BACKING_MAX {
+                return refuse(
+                    list,
+                    format!("there are {}; write at most {BACKING_MAX}", backing.len()),
+                );
+            }
+            if !backing.is_empty() && format.is_some_and(|format| format != DiskFormat::Qcow2) {
+                return refuse(list, "only a qcow2 image is based on another one; leave it out");
+            }
+            if let Some(index) = backing.iter().position(|image| image.path.as_os_str().is_empty()) {
+                return refuse(format!("{list}[{index}].path"), write);
+            }
+        }
+        DiskSource::Empty { size_bytes } => {
+            if !(512..=DISK_MAX_BYTES).contains(size_bytes) || size_bytes % 512 != 0 {
+                return refuse(
+                    format!("{field}.source.empty.sizeBytes"),
+                    format!("is {size_bytes}; write a multiple of 512 up to {DISK_MAX_BYTES}"),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_serial(field: &str, serial: Option<String>, name: &str) -> Result<String, ConfigError> {
+    let Some(serial) = serial else {
+        return Ok(name.chars().take(SERIAL_MAX_BYTES).collect());
+    };
+    if !(1..=SERIAL_MAX_BYTES).contains(&serial.len()) || !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return refuse(
+            format!("{field}.serial"),
+            format!("write 1 to {SERIAL_MAX_BYTES} printable ASCII characters, without spaces"),
+        );
+    }
+    Ok(serial)
+}
