@@ -67,6 +67,18 @@ enum Command {
         #[arg(required = true)]
         figures: Vec<machine::Group>,
     },
+    /// Answers bytes over TCP, for `ask`.
+    Answer {
+        /// Where to listen.
+        address: String,
+    },
+    /// Sends bytes over TCP, one after the other's answer, and prints how many a second.
+    Ask {
+        /// Of `answer`.
+        address: String,
+        /// For how long.
+        seconds: u32,
+    },
     /// Makes a table of the samples on standard input; other lines are ignored.
     Table {
         /// As Markdown.
@@ -105,6 +117,11 @@ fn main() -> Result<()> {
             figures
                 .iter()
                 .try_for_each(|group| bench.measure(*group).with_context(|| group.name()))
+        }
+        Command::Answer { address } => machine::answer(&address),
+        Command::Ask { address, seconds } => {
+            println!("{}", machine::ask(&address, seconds)?);
+            Ok(())
         }
         Command::Table { markdown } => {
             let mut samples = Vec::new();

@@ -55,6 +55,8 @@ pub(crate) struct Machine {
     pub(crate) memory_mib: u64,
     /// A raw disk, `data.raw` in the machine's directory, of this many bytes.
     pub(crate) disk_bytes: Option<u64>,
+    /// An image that the guest may read, as its last disk.
+    pub(crate) tools: Option<PathBuf>,
     /// A tap.
     pub(crate) tap: Option<String>,
 }
@@ -86,6 +88,11 @@ fn config_json(machine: &Machine, directory: &Path) -> String {
     let disks = machine
         .disk_bytes
         .map(|bytes| format!(r#"{{"name": "data", "source": {{"empty": {{"sizeBytes": {bytes}}}}}}}"#));
+    let tools = machine.tools.as_ref().map(|tools| {
+        let source = format!(r#"{{"image": {{"path": "{}", "format": "raw"}}}}"#, tools.display());
+        format!(r#"{{"name": "tools", "readOnly": true, "source": {source}}}"#)
+    });
+    let disks: Vec<String> = disks.into_iter().chain(tools).collect();
     let interfaces = machine.tap.as_ref().map(|tap| {
         format!(
             r#"{{"name": "net", "mac": "{GUEST_MAC}", "binding": {{"tap": {{"device": "{tap}", "network": {{"address": "10.0.2.2",
@@ -101,7 +108,7 @@ fn config_json(machine: &Machine, directory: &Path) -> String {
         machine.kernel.display(),
         initrd.unwrap_or_default(),
         machine.command_line,
-        disks.unwrap_or_default(),
+        disks.join(", "),
         interfaces.unwrap_or_default(),
         directory.display()
     )

@@ -84,6 +84,7 @@ impl Bench {
             command_line: String::new(),
             memory_mib,
             disk_bytes: None,
+            tools: None,
             tap: None,
         }
     }
