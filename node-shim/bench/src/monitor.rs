@@ -11,6 +11,9 @@ use crate::sample::OURS;
 /// Address of the guest's interface.
 pub(crate) const GUEST_MAC: &str = "02:00:00:00:00:02";
 
+/// That of the tap itself, which is the guest's gateway.
+pub(crate) const GATEWAY_MAC: &str = "02:00:00:00:00:01";
+
 /// How QEMU does a disk's IO. Both go through the page cache, as `node-shim` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aio {
@@ -96,8 +99,7 @@ fn config_json(machine: &Machine, directory: &Path) -> String {
     let interfaces = machine.tap.as_ref().map(|tap| {
         format!(
             r#"{{"name": "net", "mac": "{GUEST_MAC}", "binding": {{"tap": {{"device": "{tap}", "network": {{"address": "10.0.2.2",
-                "prefixLength": 24, "gateway": "10.0.2.1", "gatewayMac": "{}", "mtu": 1500}}}}}}}}"#,
-            std::fs::read_to_string(format!("/sys/class/net/{tap}/address")).unwrap_or_default().trim_end()
+                "prefixLength": 24, "gateway": "10.0.2.1", "gatewayMac": "{GATEWAY_MAC}", "mtu": 1500}}}}}}}}"#,
         )
     });
     format!(

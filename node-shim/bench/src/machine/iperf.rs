@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Bench, told};
 use crate::figure::Figure;
-use crate::monitor::{Aio, Machine, Monitor};
+use crate::monitor::{Aio, GATEWAY_MAC, Machine, Monitor};
 use crate::report;
 use crate::vm::Vm;
 
@@ -61,6 +61,7 @@ pub(super) fn measure(bench: &Bench) -> Result<()> {
 
 fn measure_on_tap(bench: &Bench) -> Result<()> {
     run("ip", &["addr", "add", &format!("{HOST}/24"), "dev", TAP])?;
+    run("ip", &["link", "set", TAP, "address", GATEWAY_MAC])?;
     run("ip", &["link", "set", TAP, "up"])?;
     let _iperf = Server::start(Command::new("iperf3").arg("--server"))?;
     let this = std::env::current_exe().context("failed to find this program")?;
