@@ -21,7 +21,7 @@ mod request_response;
 pub(crate) use request_response::{answer, ask};
 
 /// After this a monitor is killed.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_mins(15);
 
 /// Figures that are measured together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -145,8 +145,9 @@ fn as_text(rows: &[[String; 7]]) -> String {
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     let mut text = line(HEADINGS);
-    rows.iter()
-        .for_each(|row| text.push_str(&line(row.each_ref().map(String::as_str))));
+    for row in rows {
+        text.push_str(&line(row.each_ref().map(String::as_str)));
+    }
     text
 }
 

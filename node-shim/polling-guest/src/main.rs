@@ -12,6 +12,11 @@
 //!
 //! Its first instructions say `!`, and it says `up` in a line when it can be asked. Nothing here trusts the device: a status, a length or an
 //! index that cannot be is an error line, because the guest is a test of monitors as much as a load.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "halves of addresses are meant to be cut, and all else was compared with a bound"
+)]
 #![no_std]
 #![no_main]
 

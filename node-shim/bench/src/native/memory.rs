@@ -9,7 +9,7 @@ use crate::figure::Figure;
 use crate::report;
 use crate::sample::OURS;
 
-const GUEST_MIB: u64 = 128;
+const GUEST_MIB: u32 = 128;
 const ROUNDS: u32 = 5;
 
 /// Resident pages of the whole process, private and shared, while the guest waits for a command.
@@ -17,11 +17,11 @@ pub(super) fn measure(bench: &Bench) -> Result<()> {
     for _ in 0..bench.rounds.unwrap_or(ROUNDS) {
         for monitor in SMALL {
             let place = bench.place()?;
-            let mut vm = bench.start_up(monitor, &bench.machine(GUEST_MIB), place.path())?;
+            let mut vm = bench.start_up(monitor, &bench.machine(GUEST_MIB.into()), place.path())?;
             vm.tell("ping")?;
             vm.line_after("pong")?;
             let kib = beyond_guest_kib(&smaps(vm.pid())?, GUEST_MIB * 1024);
-            report(Figure::Memory, &monitor.to_string(), kib as f64);
+            report(Figure::Memory, &monitor.to_string(), f64::from(kib));
         }
     }
     Ok(())
@@ -32,7 +32,8 @@ pub(super) fn measure_binary(bench: &Bench) -> Result<()> {
     let bytes = fs::metadata(&bench.shim)
         .with_context(|| bench.shim.display().to_string())?
         .len();
-    report(Figure::Binary, OURS, bytes as f64 / 1024.0);
+    let kib = u32::try_from(bytes / 1024).context("a binary of terabytes")?;
+    report(Figure::Binary, OURS, f64::from(kib));
     Ok(())
 }
 
@@ -41,7 +42,7 @@ fn smaps(pid: u32) -> Result<String> {
 }
 
 /// Resident KiB of all mappings but the one that is large enough to be the guest's memory.
-fn beyond_guest_kib(smaps: &str, guest_kib: u64) -> u64 {
+fn beyond_guest_kib(smaps: &str, guest_kib: u32) -> u32 {
     let (mut resident, mut size) = (0, 0);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();

@@ -65,7 +65,9 @@ mod tests {
             (1, &[us(1), us(0)], us(0)),
         ] {
             let mut linger = Linger::with_processors(processors);
-            sleeps.iter().for_each(|slept| linger.slept(*slept));
+            for slept in sleeps {
+                linger.slept(*slept);
+            }
             assert_eq!(linger.duration(), expected, "{processors} {sleeps:?}");
         }
     }
