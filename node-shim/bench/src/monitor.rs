@@ -88,12 +88,12 @@ fn config_json(machine: &Machine, directory: &Path) -> String {
         .initrd
         .as_ref()
         .map(|initrd| format!(r#""initrd": "{}", "#, initrd.display()));
-    let disks = machine
-        .disk_bytes
-        .map(|bytes| format!(r#"{{"name": "data", "source": {{"empty": {{"sizeBytes": {bytes}}}}}}}"#));
+    let disks = machine.disk_bytes.map(|bytes| {
+        format!(r#"{{"name": "data", "serial": "data", "source": {{"empty": {{"sizeBytes": {bytes}}}}}}}"#)
+    });
     let tools = machine.tools.as_ref().map(|tools| {
         let source = format!(r#"{{"image": {{"path": "{}", "format": "raw"}}}}"#, tools.display());
-        format!(r#"{{"name": "tools", "readOnly": true, "source": {source}}}"#)
+        format!(r#"{{"name": "tools", "serial": "tools", "readOnly": true, "source": {source}}}"#)
     });
     let disks: Vec<String> = disks.into_iter().chain(tools).collect();
     let interfaces = machine.tap.as_ref().map(|tap| {
@@ -155,7 +155,15 @@ fn qemu(machine: &Machine, directory: &Path, kind: &str, aio: Option<Aio>) -> Co
             file.display()
         );
         command.args(["-drive", &drive, "-object", "iothread,id=io"]);
-        command.args(["-device", "virtio-blk-pci,drive=data,disable-legacy=on,iothread=io"]);
+        command.args([
+            "-device",
+            "virtio-blk-pci,drive=data,serial=data,disable-legacy=on,iothread=io",
+        ]);
+    }
+    if let Some(tools) = &machine.tools {
+        let drive = format!("if=none,id=tools,format=raw,readonly=on,file={}", tools.display());
+        command.args(["-drive", &drive]);
+        command.args(["-device", "virtio-blk-pci,drive=tools,serial=tools,disable-legacy=on"]);
     }
     if let Some(tap) = &machine.tap {
         command.args([

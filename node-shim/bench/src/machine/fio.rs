@@ -34,7 +34,7 @@ pub(super) fn measure(bench: &Bench) -> Result<()> {
             let mut vm = bench.start_with_tools(monitor, machine, place.path())?;
             for (figure, pattern, size, depth) in LOADS {
                 let job = format!(
-                    "fio --name=load --filename=/dev/vda --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --ramp_time=1 \
+                    "fio --name=load --filename=$(disk_named data) --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --ramp_time=1 \
                      --thread --output-format=terse --terse-version=3 --rw={pattern} --bs={size} --iodepth={depth} | sed 's/^3;/RESULT &/'"
                 );
                 let results = told(&mut vm, &job)?;
