@@ -34,7 +34,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Figures of this machine's own `/dev/kvm`: memory, start, restore, binary, block, net.
+    /// Figures of this machine's own `/dev/kvm`: memory, start, restore, binary, block, net. And `hostile`, which is none.
     Native {
         /// The `node-shim` that is measured.
         #[arg(long)]

@@ -10,6 +10,7 @@ use crate::monitor::{Aio, Machine, Monitor};
 use crate::vm::Vm;
 
 mod block;
+mod hostile;
 mod memory;
 mod net;
 mod restore;
@@ -33,6 +34,8 @@ pub(crate) enum Group {
     Block,
     /// Frames. It needs a network namespace in which it may make a tap.
     Net,
+    /// No figure: a driver that breaks every rule, and a monitor that lives on.
+    Hostile,
 }
 
 impl Group {
@@ -45,6 +48,7 @@ impl Group {
             Self::Binary => "binary",
             Self::Block => "block",
             Self::Net => "net",
+            Self::Hostile => "hostile",
         }
     }
 }
@@ -67,6 +71,7 @@ impl Bench {
             Group::Binary => memory::measure_binary(self),
             Group::Block => block::measure(self),
             Group::Net => net::measure(self),
+            Group::Hostile => hostile::attack(self),
         }
     }
 

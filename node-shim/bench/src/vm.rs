@@ -64,11 +64,18 @@ impl Vm {
         std::fs::read_to_string(&self.errors).unwrap_or_default()
     }
 
+    /// The end of that.
+    fn last_words(&self) -> String {
+        let errors = self.errors();
+        let lines: Vec<&str> = errors.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n")
+    }
+
     /// Waits for the first byte of the guest's output.
     pub(crate) fn first_byte(&mut self) -> Result<u8> {
         let mut byte = [0];
         let result = self.output.read_exact(&mut byte);
-        result.with_context(|| format!("the monitor ended or was too slow: {}", self.errors()))?;
+        result.with_context(|| format!("the monitor ended or was too slow: {}", self.last_words()))?;
         Ok(byte[0])
     }
 
@@ -79,7 +86,7 @@ impl Vm {
             .read_until(b'\n', &mut line)
             .context("failed to read the console")?;
         if line.is_empty() {
-            bail!("the monitor ended or was too slow: {}", self.errors());
+            bail!("the monitor ended or was too slow: {}", self.last_words());
         }
         Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }

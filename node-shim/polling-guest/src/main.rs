@@ -6,6 +6,7 @@
 //!                                     `block COUNT KICKS`, or `error WHAT`
 //! net send BYTES COUNT                frames from the first interface, all alike: `sent COUNT KICKS`
 //! net receive COUNT                   waits for so many frames: `received COUNT BYTES`
+//! hostile TYPE SEED COUNT               breaks a virtio device's rules in that many chains: `survived COUNT`
 //! touch MIB                           writes to each page of that many MiB: `touched`
 //! ping                                `pong`
 //! ```
@@ -24,6 +25,7 @@ use core::arch::global_asm;
 use core::panic::PanicInfo;
 
 mod block;
+mod hostile;
 mod memory;
 mod net;
 mod pci;
@@ -53,6 +55,11 @@ extern "C" fn polling_guest() -> ! {
                 Ok(())
             }
             Some("touch") => touch(&mut words),
+            Some("hostile") => {
+                // What it leaves is no disk and no interface that could be used.
+                (disk, interface) = (None, None);
+                hostile::command(&mut words)
+            }
             Some("block") => block::command(&mut disk, &mut words),
             Some("net") => net::command(&mut interface, &mut words),
             _ => Err("no such command"),

@@ -82,6 +82,11 @@ impl Queue {
         self.start + 0x2000
     }
 
+    /// Address that tells the device to look.
+    pub(crate) fn notify(&self) -> u64 {
+        self.notify
+    }
+
     /// Memory after the rings that belongs to the queue: 52 KiB.
     pub(crate) fn room(&self) -> u64 {
         self.start + 0x3000

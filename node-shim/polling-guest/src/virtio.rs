@@ -97,6 +97,11 @@ impl Device {
         Ok(device)
     }
 
+    /// Address of its common configuration.
+    pub(crate) fn common(&self) -> u64 {
+        self.common
+    }
+
     fn set_status(&self, status: u8) {
         memory::write(self.common + common::STATUS, status);
     }
