@@ -172,7 +172,7 @@ fn qemu(machine: &Machine, directory: &Path, kind: &str, aio: Option<Aio>) -> Co
         ]);
         command.args([
             "-device",
-            &format!("virtio-net-pci,netdev=net,disable-legacy=on,mac={GUEST_MAC}"),
+            &format!("virtio-net-pci,netdev=net,disable-legacy=on,romfile=,mac={GUEST_MAC}"),
         ]);
     }
     command
