@@ -14,6 +14,7 @@ mod backend;
 mod execute;
 pub mod file;
 pub mod format;
+mod linger;
 pub mod memory;
 pub mod overlay;
 mod pool;

@@ -1,6 +1,7 @@
 //! A virtqueue from its device's side: chains come out checked, completions go back, and the driver is interrupted once for each batch.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -94,6 +95,16 @@ impl Ring {
         let read = chain.read(&self.memory, table, self.queue.size(), head, self.indirect);
         read.map_err(|error| self.broken(&error))?;
         Ok(true)
+    }
+
+    /// Whether the driver has made a chain available, as far as can be seen without asking it for a kick.
+    ///
+    /// # Errors
+    /// When the available ring cannot be read.
+    pub fn has_next(&self) -> Result<bool, DeviceError> {
+        let available = self.queue.avail_idx(self.memory.as_ref(), Ordering::Acquire);
+        let available = available.map_err(|error| self.broken(&error))?;
+        Ok(available.0 != self.queue.next_avail())
     }
 
     /// Puts the last `count` chains back, as if [`Self::next`] had not taken them.

@@ -20,7 +20,8 @@ use node_shim_virtio::lock::lock;
 const BUFFER_BYTES: usize = 16 * 1024;
 /// Bytes that wait when the virtio console has printed: it cannot wait for room, because its driver spins meanwhile.
 const BUFFER_MAX_BYTES: usize = 256 * 1024;
-/// How long output may gather before it is written: one system call for a line instead of one for each byte.
+/// Least time from one write to the next, in which output gathers: one system call for a line instead of one for each byte. What comes after
+/// a silence is written at once: the echo of a key, or a guest's first sign of life.
 const GATHER: Duration = Duration::from_millis(5);
 /// How long one byte waits for room before output is dropped.
 const STALL_MAX: Duration = Duration::from_millis(200);
@@ -175,10 +176,12 @@ impl io::Write for Output {
 
 /// The writer: takes what has gathered, writes it, and starts again.
 fn write_out(shared: &Shared, target: &OwnedFd) {
+    let mut written = None;
     loop {
-        let chunk = take(shared);
+        let chunk = take(shared, written);
         lock(&shared.watchers).retain_mut(|watcher| watcher.show(&chunk));
         let result = write_all(target, &chunk);
+        written = Some(Instant::now());
         let mut buffer = lock(&shared.buffer);
         buffer.in_flight = 0;
         if result.is_err() {
@@ -227,17 +230,21 @@ impl Watcher {
     }
 }
 
-fn take(shared: &Shared) -> Vec<u8> {
+/// What is to be written, when the last of it was written at `written`.
+fn take(shared: &Shared, written: Option<Instant>) -> Vec<u8> {
     let buffer = lock(&shared.buffer);
-    let buffer = shared
+    let mut buffer = shared
         .filled
         .wait_while(buffer, |buffer| buffer.bytes.is_empty())
         .unwrap_or_else(PoisonError::into_inner);
-    let mut buffer = shared
-        .filled
-        .wait_timeout(buffer, GATHER)
-        .unwrap_or_else(PoisonError::into_inner)
-        .0;
+    let left = written.map_or(Duration::ZERO, |written| GATHER.saturating_sub(written.elapsed()));
+    if !left.is_zero() {
+        buffer = shared
+            .filled
+            .wait_timeout(buffer, left)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
+    }
     // The allocation goes with the bytes: a burst is not paid for ever after.
     let mut chunk = Vec::from(std::mem::take(&mut buffer.bytes));
     if buffer.lost > 0 {

@@ -103,6 +103,14 @@ impl Driver {
         self.kicks[usize::from(queue)].write(1).unwrap();
     }
 
+    /// Waits until the device sees nothing more in a queue, and asks for a kick: `VIRTQ_USED_F_NO_NOTIFY` is clear.
+    fn await_wish_for_kicks(&self, queue: u16) {
+        let flags = self.queues[usize::from(queue)].used_ring;
+        while peek(&self.memory, flags, 1)[0] & 1 != 0 {
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits for `count` requests of all queues and returns them as queue, slot and status, in the order of their rings.
     fn completed(&mut self, count: usize) -> Vec<(u16, u16, u8)> {
         let mut found = Vec::new();
@@ -300,6 +308,7 @@ fn a_head_that_is_still_in_flight_is_refused_and_nothing_is_written_afterwards()
         let (mut driver, entered, go) = gated(engine);
         offer_two(&mut driver, &entered);
         driver.completed(1);
+        driver.await_wish_for_kicks(0);
         // The first head again, while its request waits.
         driver.offer(0, 0, 0, 8, 512);
         driver.kick(0);

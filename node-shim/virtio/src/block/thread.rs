@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend, Engine};
 use super::execute::Executor;
+use super::linger::Linger;
 use super::worker::Worker;
 use crate::device::{DeviceError, HostSource};
 use crate::lock::lock;
@@ -77,6 +78,7 @@ impl DiskThread {
             backend,
             live: None,
             paused: false,
+            linger: Linger::of_this_process(),
         };
         let enter = on_thread(ThreadKind::Disk);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
@@ -159,6 +161,7 @@ struct Loop {
     backend: Backend,
     live: Option<Live>,
     paused: bool,
+    linger: Linger,
 }
 
 /// What woke the thread.
@@ -172,7 +175,17 @@ struct Woken {
 impl Loop {
     fn run(mut self) {
         loop {
-            let woken = self.wait();
+            let woken = match self.look() {
+                Ok(Some(queue)) => Woken {
+                    kicked: vec![queue],
+                    ..Woken::default()
+                },
+                Ok(None) => self.sleep(),
+                Err(error) => {
+                    self.fail(error);
+                    continue;
+                }
+            };
             if woken.told && self.follow_commands() {
                 return;
             }
@@ -180,6 +193,38 @@ impl Loop {
                 self.fail(error);
             }
         }
+    }
+
+    /// Looks for more requests, for as long as that has paid; then asks for kicks. A queue with something in it.
+    fn look(&mut self) -> Result<Option<u16>, DeviceError> {
+        let Some(live) = self.live.as_mut().filter(|_| !self.paused) else {
+            return Ok(None);
+        };
+        // While the rate limit holds, nothing is taken.
+        if live.worker.deadline().is_some() {
+            return Ok(None);
+        }
+        // What is being carried out is waited for asleep.
+        if live.worker.is_idle() && !self.linger.duration().is_zero() {
+            let until = Instant::now() + self.linger.duration();
+            while Instant::now() < until {
+                if let Some(queue) = live.worker.waiting()? {
+                    return Ok(Some(queue));
+                }
+                std::hint::spin_loop();
+            }
+        }
+        live.worker.arm()
+    }
+
+    /// Waits for something to do, and remembers how long that took if it was a kick.
+    fn sleep(&mut self) -> Woken {
+        let started = Instant::now();
+        let woken = self.wait();
+        if !woken.kicked.is_empty() {
+            self.linger.slept(started.elapsed());
+        }
+        woken
     }
 
     /// Waits for something to do.
@@ -259,7 +304,8 @@ impl Loop {
 
     fn follow(&mut self, command: Command) {
         match command {
-            Command::Start(worker, kicks) => {
+            Command::Start(mut worker, kicks) => {
+                worker.linger();
                 self.live = Some(Live { worker, kicks });
                 self.paused = false;
             }

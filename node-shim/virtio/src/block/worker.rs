@@ -61,6 +61,8 @@ pub(super) struct Worker {
     done: Vec<Job>,
     in_flight: usize,
     room: Room,
+    /// Whether the caller looks for more before it has the driver kick: see [`Self::arm`].
+    lingers: bool,
 }
 
 impl Worker {
@@ -84,7 +86,48 @@ impl Worker {
             done: Vec::new(),
             in_flight: 0,
             room: Room::default(),
+            lingers: false,
         }
+    }
+
+    /// From now on a queue that is empty is left without kicks, until [`Self::arm`].
+    pub(super) fn linger(&mut self) {
+        self.lingers = true;
+    }
+
+    /// Whether everything that was taken is done.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight == 0
+    }
+
+    /// A queue in which there is something to take.
+    ///
+    /// # Errors
+    /// When the driver broke a ring.
+    pub(super) fn waiting(&self) -> Result<Option<u16>, DeviceError> {
+        for (index, lane) in (0..).zip(&self.lanes) {
+            if let Some(lane) = lane
+                && lane.ring.has_next()?
+            {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Asks for kicks of every queue; or returns one in which there is something already.
+    ///
+    /// # Errors
+    /// When the driver broke a ring.
+    pub(super) fn arm(&mut self) -> Result<Option<u16>, DeviceError> {
+        for (index, lane) in (0..).zip(&mut self.lanes) {
+            if let Some(lane) = lane
+                && lane.ring.enable_kicks()?
+            {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
     }
 
     /// When [`Self::pump_all`] has to be called although nobody kicked.
@@ -159,7 +202,7 @@ impl Worker {
         for _ in 0..ring.size() {
             let mut job = self.spare.pop().unwrap_or_default();
             while !ring.next(&mut job.chain)? {
-                if !ring.enable_kicks()? {
+                if self.lingers || !ring.enable_kicks()? {
                     self.spare.push(job);
                     return Ok(());
                 }
