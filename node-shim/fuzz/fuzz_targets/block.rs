@@ -87,7 +87,7 @@ fn start(engine: Engine, queues: u8, limited: bool, storage: Arc<dyn Storage>) -
             bytes: None,
             operations,
         },
-        on_thread: node_shim_virtio::threads::unconfined,
+        on_thread: node_shim_virtio::threads::unconfined, spare_processor: true,
     };
     Block::start(options, storage).expect("threads")
 }

@@ -90,6 +90,8 @@ pub struct Options {
     pub limits: Limits,
     /// Confines its threads.
     pub on_thread: OnThread,
+    /// There is a processor for its thread beside the guest's: then it looks for requests for a moment before it sleeps.
+    pub spare_processor: bool,
 }
 
 /// A virtio block device.
@@ -163,9 +165,10 @@ impl Block {
             engine,
             limits,
             on_thread,
+            spare_processor,
         } = options;
         let executor = executor(&serial, storage);
-        let thread = DiskThread::start(&name, engine, &executor, on_thread)?;
+        let thread = DiskThread::start(&name, engine, &executor, on_thread, spare_processor)?;
         Ok(Self {
             name,
             queues: queues.clamp(1, QUEUES_MAX),

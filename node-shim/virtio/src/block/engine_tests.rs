@@ -50,6 +50,7 @@ impl Driver {
             engine,
             limits,
             on_thread: crate::threads::unconfined,
+            spare_processor: true,
         };
         let mut driver = Self {
             memory: guest_memory(),

@@ -2,7 +2,6 @@
 //! and the thread need not be woken: for a guest with one request at a time that is most of what a request takes. It looks only where
 //! that has paid: after a sleep that was shorter than a look, and never where the guest would wait for the same processor.
 
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 /// The longest look: what an exit and a wake-up take together, on a slow host.
@@ -18,15 +17,11 @@ pub(super) struct Linger {
 }
 
 impl Linger {
-    /// What suits the processors, or the share of them, that this process has.
-    pub(super) fn of_this_process() -> Self {
-        Self::with_processors(available_parallelism().map_or(1, usize::from))
-    }
-
-    fn with_processors(processors: usize) -> Self {
+    /// Where the thread has a processor that the guest does not wait for.
+    pub(super) const fn new(spare_processor: bool) -> Self {
         Self {
             now: Duration::ZERO,
-            max: if processors > 1 { MAX } else { Duration::ZERO },
+            max: if spare_processor { MAX } else { Duration::ZERO },
         }
     }
 
@@ -55,20 +50,20 @@ mod tests {
 
     #[test]
     fn it_looks_longer_where_that_pays_and_not_at_all_where_it_does_not() {
-        for (processors, sleeps, expected) in [
-            (2, &[][..], us(0)),
-            (2, &[us(40)], us(8)),
-            (2, &[us(40), us(50), us(3)], us(32)),
-            (2, &[us(40), us(40), us(40), us(40), us(40)], us(50)),
-            (2, &[us(40), us(40), us(51)], us(0)),
-            (2, &[us(1000), us(40)], us(8)),
-            (1, &[us(1), us(0)], us(0)),
+        for (spare_processor, sleeps, expected) in [
+            (true, &[][..], us(0)),
+            (true, &[us(40)], us(8)),
+            (true, &[us(40), us(50), us(3)], us(32)),
+            (true, &[us(40), us(40), us(40), us(40), us(40)], us(50)),
+            (true, &[us(40), us(40), us(51)], us(0)),
+            (true, &[us(1000), us(40)], us(8)),
+            (false, &[us(1), us(0)], us(0)),
         ] {
-            let mut linger = Linger::with_processors(processors);
+            let mut linger = Linger::new(spare_processor);
             for slept in sleeps {
                 linger.slept(*slept);
             }
-            assert_eq!(linger.duration(), expected, "{processors} {sleeps:?}");
+            assert_eq!(linger.duration(), expected, "{spare_processor} {sleeps:?}");
         }
     }
 }

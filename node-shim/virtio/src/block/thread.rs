@@ -62,7 +62,13 @@ impl DiskThread {
     ///
     /// # Errors
     /// When the host refuses threads or descriptors.
-    pub(super) fn start(name: &str, engine: Engine, executor: &Arc<Executor>, on_thread: OnThread) -> io::Result<Self> {
+    pub(super) fn start(
+        name: &str,
+        engine: Engine,
+        executor: &Arc<Executor>,
+        on_thread: OnThread,
+        spare_processor: bool,
+    ) -> io::Result<Self> {
         let backend = Backend::start(engine, name, executor, on_thread)?;
         let shared = Arc::new(Shared {
             told: Wake::new()?,
@@ -78,7 +84,7 @@ impl DiskThread {
             backend,
             live: None,
             paused: false,
-            linger: Linger::of_this_process(),
+            linger: Linger::new(spare_processor),
         };
         let enter = on_thread(ThreadKind::Disk);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {

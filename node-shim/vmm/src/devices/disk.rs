@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::thread::available_parallelism;
 
 use node_shim_protocol::ExitReason;
 use node_shim_protocol::config::{BackingImage, DiskFormat, DiskSource};
@@ -66,8 +67,13 @@ impl DiskError {
     }
 }
 
+/// Whether this process has more than one processor, or a share of them that is as much.
+static SPARE_PROCESSOR: LazyLock<bool> = LazyLock::new(|| available_parallelism().is_ok_and(|count| count.get() > 1));
+
 /// Opens every disk, in the guest's order.
 pub(crate) fn open_all(config: &CheckedConfig) -> Result<Vec<Block>, DiskError> {
+    // Now: it reads files of the control group, which are out of reach later.
+    LazyLock::force(&SPARE_PROCESSOR);
     if config.disks.is_empty() {
         return Ok(Vec::new());
     }
@@ -104,6 +110,7 @@ pub(crate) fn open(config: &CheckedConfig, index: usize, disk: &Disk, engine: En
         engine,
         limits: disk.limits,
         on_thread: jail::device_thread,
+        spare_processor: *SPARE_PROCESSOR,
     };
     start(&disk.name, options, open_storage(&config.scratch, disk)?)
 }
@@ -135,6 +142,7 @@ pub(crate) fn attach(name: &str, file: File, read_only: bool, queues: u8) -> Res
         engine: Engine::Pool,
         limits: Limits::default(),
         on_thread: jail::device_thread,
+        spare_processor: *SPARE_PROCESSOR,
     };
     start(name, options, Arc::new(storage.map_err(storage_error)?))
 }
