@@ -108,7 +108,7 @@ fn rules(kind: Kind, facts: Facts) -> Rules {
     let mut rules = Rules::default();
     match kind {
         Kind::Main => main::add(&mut rules, facts),
-        Kind::Vcpu => vcpu::add(&mut rules),
+        Kind::Vcpu => vcpu::add(&mut rules, facts),
         Kind::Disk => disk::add(&mut rules),
         Kind::DiskIo => disk_io::add(&mut rules),
         Kind::Net => net::add(&mut rules),

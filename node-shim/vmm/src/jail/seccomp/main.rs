@@ -5,13 +5,13 @@ use super::{Facts, Rules, disk, ioctl, is, is_long, net, snapshot, start, vcpu};
 
 pub(super) fn add(rules: &mut Rules, facts: Facts) {
     // First: the filter looks at a vCPU's requests in this order too.
-    vcpu::add(rules);
+    vcpu::add(rules, facts);
     disk::add(rules);
     net::add(rules);
     snapshot::add(rules);
     start::add(rules);
     machine(rules);
-    event_loop(rules, facts);
+    event_loop(rules);
     if facts.connects {
         rules.allow_if(libc::SYS_socket, [is(0, libc::AF_UNIX.unsigned_abs())]);
         rules.allow(&[libc::SYS_connect]);
@@ -28,7 +28,7 @@ fn machine(rules: &mut Rules) {
     rules.allow(&[libc::SYS_readv, libc::SYS_preadv]);
 }
 
-fn event_loop(rules: &mut Rules, facts: Facts) {
+fn event_loop(rules: &mut Rules) {
     rules.allow(&[
         libc::SYS_epoll_pwait,
         libc::SYS_epoll_wait,
@@ -61,9 +61,4 @@ fn event_loop(rules: &mut Rules, facts: Facts) {
     rules.allow(&[libc::SYS_flock]);
     // The size of the terminal; sockets that must not block.
     rules.allow_ioctls(&[ioctl::TIOCGWINSZ, ioctl::FIONBIO]);
-    // Takes a vCPU out of the guest. No other signal, and to nobody else.
-    rules.allow_if(
-        libc::SYS_tgkill,
-        [is(0, facts.pid), is(2, facts.kick_signal.unsigned_abs())],
-    );
 }

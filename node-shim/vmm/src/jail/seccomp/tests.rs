@@ -166,7 +166,8 @@ fn no_thread_does_what_no_thread_needs() {
 #[test]
 fn only_the_threads_that_need_to_may() {
     let path = c"/etc/passwd".as_ptr() as u64;
-    let cases: [(&str, i64, [u64; 6], &[Kind]); 12] = [
+    let own = u64::from(std::process::id());
+    let cases: [(&str, i64, [u64; 6], &[Kind]); 13] = [
         (
             "openat",
             libc::SYS_openat,
@@ -192,6 +193,12 @@ fn only_the_threads_that_need_to_may() {
             libc::SYS_ioctl,
             [u64::MAX, 0xae01, 0, 0, 0, 0],
             &[Kind::Main],
+        ),
+        (
+            "the kick of a vCPU",
+            libc::SYS_tgkill,
+            [own, u64::MAX, 34, 0, 0, 0],
+            &[Kind::Main, Kind::Vcpu],
         ),
         (
             "TUNSETOFFLOAD",

@@ -1,8 +1,8 @@
 //! A vCPU's thread: it runs the guest, and carries out what the guest writes to registers.
 
-use super::{Rules, ioctl, is};
+use super::{Facts, Rules, ioctl, is};
 
-pub(super) fn add(rules: &mut Rules) {
+pub(super) fn add(rules: &mut Rules, facts: Facts) {
     // In the order in which the filter looks: the first is what the thread does nearly all of its time.
     rules.allow_ioctls(&[
         ioctl::KVM_RUN,
@@ -27,4 +27,9 @@ pub(super) fn add(rules: &mut Rules) {
         libc::SYS_flock,
     ]);
     rules.allow_if(libc::SYS_fcntl, [is(1, libc::F_DUPFD_CLOEXEC.unsigned_abs())]);
+    // Takes another vCPU, which this one ejects, out of the guest. No other signal, and to nobody else.
+    rules.allow_if(
+        libc::SYS_tgkill,
+        [is(0, facts.pid), is(2, facts.kick_signal.unsigned_abs())],
+    );
 }
