@@ -49,8 +49,12 @@ names! {
         NetworkReady,
         /// The guest is up: its readiness probe succeeds or, without one, its kernel runs.
         GuestReady,
+        /// CPUs or memory of the running VM are on their way to what the spec says.
+        Resizing,
         /// The running VM differs from its spec; a restart applies the change.
         RestartRequired,
+        /// Evictions of the VM's pod are refused, as evictionPolicy Block asks for. Only VMs with that policy have it.
+        EvictionBlocked,
     }
 }
 
@@ -85,6 +89,8 @@ names! {
         PodNameTaken,
         /// The spec says something that cannot be.
         InvalidSpec,
+        /// The VM's instance type does not exist.
+        InstanceTypeMissing,
         /// The VM's configuration cannot run: starting it again would end the same way.
         InvalidConfiguration,
         /// The API server did not admit the VM's pod.
@@ -95,12 +101,36 @@ names! {
         ContainerFailed,
         /// A volume cannot be mounted.
         MountFailed,
+        /// A claim of the VM is missing, is not bound, or has a volume that no node can use now.
+        ClaimNotReady,
         /// The pod's network cannot be set up.
         NetworkFailed,
         /// Everything is in place.
         Succeeded,
         /// Nothing is known yet, or nothing is to be done.
         Waiting,
+        /// The node changes what the VM's pod may use.
+        ResizingPod,
+        /// The guest takes, or gives up, CPUs or memory.
+        ResizingGuest,
+        /// The node has no room for the VM's new size now; the kubelet tries again.
+        Deferred,
+        /// The node can never give the VM its new size.
+        Infeasible,
+        /// The API server did not admit the pod's new size.
+        ResizeRejected,
+        /// The VMM cannot give the guest its new size.
+        ResizeRefused,
+        /// VMs of the set are made, replaced or removed.
+        Scaling,
+        /// The API server did not admit a VM of the set, or one has a claim that it cannot have.
+        VmRejected,
+        /// The VM's node is cordoned, as `kubectl drain` does it, and the VM stays there.
+        NodeCordoned,
+        /// A `PodDisruptionBudget` with the VM's name exists and does not belong to it.
+        BudgetNameTaken,
+        /// The API server did not admit the VM's `PodDisruptionBudget`.
+        BudgetRejected,
         /// The pod's spec differs from what the VM's spec asks for now.
         SpecChanged,
         /// The pod is as the VM's spec asks for.

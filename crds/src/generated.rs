@@ -7,16 +7,17 @@ use crate::{manifest, reference};
 /// # Errors
 ///
 /// When a CRD cannot be written as YAML.
-pub fn files() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error> {
-    let virtual_machines = manifest::virtual_machines_yaml()?;
-    Ok(vec![
-        ("virtualmachines.yaml", virtual_machines.clone()),
-        ("reference.md", reference::markdown()),
-        (
-            "../charts/tandem-crds/templates/virtualmachines.yaml",
-            chart_template(&virtual_machines),
-        ),
-    ])
+pub fn files() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
+    let mut files = vec![("reference.md".to_owned(), reference::markdown())];
+    for (name, crd) in manifest::all() {
+        let yaml = manifest::yaml(&crd)?;
+        files.push((
+            format!("../charts/tandem-crds/templates/{name}.yaml"),
+            chart_template(&yaml),
+        ));
+        files.push((format!("{name}.yaml"), yaml));
+    }
+    Ok(files)
 }
 
 /// The CRD as a chart's template: Helm keeps it, and so every VM, when the chart is uninstalled.
@@ -36,7 +37,7 @@ mod tests {
     #[test]
     fn generated_files_are_not_stale() {
         for (path, contents) in files().expect("YAML") {
-            let full = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            let full = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&path);
             let stored = std::fs::read_to_string(&full).unwrap_or_default();
             assert!(
                 stored == contents,
@@ -47,8 +48,10 @@ mod tests {
 
     #[test]
     fn the_chart_template_is_plain_yaml_for_helm() {
-        let template = chart_template(&manifest::virtual_machines_yaml().expect("YAML"));
-        assert!(!template.contains("{{"));
-        assert_eq!(template.matches("helm.sh/resource-policy: keep").count(), 1);
+        for (_, crd) in manifest::all() {
+            let template = chart_template(&manifest::yaml(&crd).expect("YAML"));
+            assert!(!template.contains("{{"));
+            assert_eq!(template.matches("helm.sh/resource-policy: keep").count(), 1);
+        }
     }
 }

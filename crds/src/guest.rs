@@ -5,7 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Field manager of [`GuestStatus`]; nobody else writes it.
+/// Field manager of [`GuestStatus`] and of `status.acknowledgedTarget`; nobody else writes them.
 pub const FIELD_MANAGER: &str = "tandem-node-agent";
 
 /// What the guest does. Written by the node agent of the VM's node only, and left as it is when the VM ends: `podUID` says which run it
@@ -37,6 +37,10 @@ pub struct GuestStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub kernel: Option<String>,
+    /// What keeps the guest from the CPUs and memory that `status.target` says, as far as the VMM can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub hindrance: Option<String>,
 }
 
 /// State of a guest.

@@ -3,6 +3,8 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::rate_limit::RateLimit;
+
 /// A network interface: a name and exactly one binding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -16,6 +18,12 @@ pub struct NetworkInterface {
     /// on every port, reaches the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<Masquerade>,
+    /// How much the guest may receive; without it as much as the node can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receive_limits: Option<RateLimit>,
+    /// How much the guest may send; without it as much as the node can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transmit_limits: Option<RateLimit>,
 }
 
 /// Settings of the masquerade binding: none so far.

@@ -37,7 +37,8 @@ pub(crate) fn labels(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-fn annotations(_: &mut SchemaGenerator) -> Schema {
+/// Schema of a map of annotations.
+pub(crate) fn annotations(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 32,

@@ -4,11 +4,11 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A probe that the kubelet sends to the pod's address, and so to the guest: exactly one action, and its timing as in a pod.
+/// A probe that the kubelet sends to the guest: exactly one action, and its timing as in a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.httpGet) != has(self.tcpSocket)")
-    .message("a probe has exactly one action: write either httpGet or tcpSocket"))]
+#[x_kube(validation = Rule::new("[has(self.httpGet), has(self.tcpSocket), has(self.exec), has(self.guestAgentPing)].filter(it, it).size() == 1")
+    .message("a probe has exactly one action: write one of httpGet, tcpSocket, exec and guestAgentPing"))]
 pub struct Probe {
     /// The guest answers an HTTP GET with a status from 200 to 399.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -16,6 +16,12 @@ pub struct Probe {
     /// The guest accepts a TCP connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_socket: Option<TcpSocket>,
+    /// A command ends with exit code 0 in the guest. It needs Tandem's guest agent in there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec: Option<Exec>,
+    /// Tandem's guest agent answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_agent_ping: Option<GuestAgentPing>,
     /// Seconds from the start of the pod to the first probe; 0 if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 86400))]
@@ -28,7 +34,7 @@ pub struct Probe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub timeout_seconds: Option<i32>,
-    /// Probes in a row that must succeed after one has failed; 1 if it is left out, and always 1 for livenessProbe.
+    /// Probes in a row that must succeed after one has failed; 1 if it is left out, and always 1 for livenessProbe and startupProbe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub success_threshold: Option<i32>,
@@ -82,3 +88,19 @@ pub struct TcpSocket {
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
 }
+
+/// A command that is run in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Exec {
+    /// The program and its arguments, not through a shell.
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 1024)))]
+    #[x_kube(validation = Rule::new("size(self) == 0 || self[0].startsWith('/')")
+        .message("exec.command begins with an absolute path in the guest: write for example [/usr/bin/systemctl, is-system-running]"))]
+    pub command: Vec<String>,
+}
+
+/// Settings of the ping: none so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestAgentPing {}

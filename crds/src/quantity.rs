@@ -1,4 +1,4 @@
-//! Amounts of bytes, written as Kubernetes quantities.
+//! Amounts of bytes and of CPUs, written as Kubernetes quantities.
 
 use std::borrow::Cow;
 
@@ -12,12 +12,12 @@ const MAX_LENGTH: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Quantity(pub String);
 
-/// Why a quantity is not a number of bytes.
+/// Why a quantity is not a number of bytes, or of thousandths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuantityError {
     /// It is not a quantity.
     Malformed,
-    /// It is negative, has a fraction of a byte, or exceeds 2^63 - 1 bytes.
+    /// It is negative, has a fraction of what is counted, or exceeds 2^63 - 1.
     OutOfRange,
 }
 
@@ -30,6 +30,19 @@ impl Quantity {
     ///
     /// [`QuantityError`] when it is not a whole, positive number of bytes.
     pub fn bytes(&self) -> Result<u64, QuantityError> {
+        self.times(1)
+    }
+
+    /// The quantity in thousandths, which is how CPU time is counted.
+    ///
+    /// # Errors
+    ///
+    /// [`QuantityError`] when it is not a whole, positive number of thousandths.
+    pub fn millis(&self) -> Result<u64, QuantityError> {
+        self.times(1000)
+    }
+
+    fn times(&self, factor: u128) -> Result<u64, QuantityError> {
         if self.0.is_empty() || self.0.len() > MAX_LENGTH {
             return Err(QuantityError::Malformed);
         }
@@ -43,7 +56,7 @@ impl Quantity {
             return Err(QuantityError::Malformed);
         }
         let (multiplier, divisor) = scale(suffix).ok_or(QuantityError::Malformed)?;
-        scaled(whole, fraction, multiplier, divisor).ok_or(QuantityError::OutOfRange)
+        scaled(whole, fraction, multiplier * factor, divisor).ok_or(QuantityError::OutOfRange)
     }
 }
 
@@ -130,6 +143,21 @@ mod tests {
         ];
         for (text, bytes) in table {
             assert_eq!(Quantity(text.to_owned()).bytes(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn quantities_in_thousandths() {
+        let table = [
+            ("2", Ok(2000)),
+            ("250m", Ok(250)),
+            ("0.5", Ok(500)),
+            ("0.0005", Err(QuantityError::OutOfRange)),
+            ("9e18", Err(QuantityError::OutOfRange)),
+            ("two", Err(QuantityError::Malformed)),
+        ];
+        for (text, millis) in table {
+            assert_eq!(Quantity(text.to_owned()).millis(), millis, "{text}");
         }
     }
 }

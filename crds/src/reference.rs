@@ -5,23 +5,18 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::{
+    applies::{self, Field},
     conditions::{ConditionType, Reason},
     manifest,
 };
 
 /// The reference as Markdown.
 pub fn markdown() -> String {
-    let crd = manifest::virtual_machines();
-    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    let mut out = format!(
-        "<!-- {} -->\n\n# VirtualMachine `tandem.dev/v1alpha1`\n\n",
-        manifest::GENERATED
-    );
-    for part in ["spec", "status"] {
-        let _ = writeln!(out, "## {part}\n\n| field | type | meaning |\n|---|---|---|");
-        fields(&mut out, "", &schema["properties"][part]);
-        out.push('\n');
+    let mut out = format!("<!-- {} -->\n\n", manifest::GENERATED);
+    for (_, crd) in manifest::all() {
+        kind(&mut out, &crd);
     }
+    changes(&mut out);
     out.push_str("## Condition types\n\n| type | it is True when |\n|---|---|\n");
     for (condition, meaning) in ConditionType::ALL {
         let _ = writeln!(out, "| `{}` | {} |", condition.as_str(), meaning.trim());
@@ -31,6 +26,45 @@ pub fn markdown() -> String {
         let _ = writeln!(out, "| `{}` | {} |", reason.as_str(), meaning.trim());
     }
     out
+}
+
+/// The tables of one kind.
+fn kind(out: &mut String, crd: &Value) {
+    let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    let text = |path: &str| crd.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "# {} `tandem.dev/v1alpha1`\n\n{} Short name: `{}`.{}\n",
+        text("/spec/names/kind"),
+        schema["description"].as_str().unwrap_or_default(),
+        text("/spec/names/shortNames/0"),
+        rules(schema),
+    );
+    for part in ["spec", "status"] {
+        if !schema["properties"][part].is_object() {
+            continue;
+        }
+        let part_rules = rules(&schema["properties"][part]);
+        let _ = writeln!(
+            out,
+            "## {part}\n{part_rules}\n\n| field | type | meaning |\n|---|---|---|"
+        );
+        fields(out, "", &schema["properties"][part]);
+        out.push('\n');
+    }
+}
+
+/// When a change of each field of a VM's spec applies.
+fn changes(out: &mut String) {
+    out.push_str(
+        "# What applies when\n\nA VM that runs takes a change of its spec at once where the table says *live*. Everything else waits for the next start: \
+         `status.pendingChanges` and the condition `RestartRequired` name it until then, and `spec.restartedAt` asks for a start.\n\n\
+         | field of `spec` | applies | |\n|---|---|---|\n",
+    );
+    for Field { path, applies, note } in applies::FIELDS {
+        let _ = writeln!(out, "| `{path}` | {} | {note} |", applies.as_str());
+    }
+    out.push('\n');
 }
 
 /// Rows of every field of an object schema, required fields first.
@@ -54,8 +88,7 @@ fn fields(out: &mut String, prefix: &str, schema: &Value) {
             .replace('|', "\\|");
         let rules = rules(field);
         let _ = writeln!(out, "| `{path}` | {}{mark} | {text}{rules} |", type_name(field));
-        let embedded = ["affinity", "tolerations", "topologySpreadConstraints", "conditions"].contains(&path.as_str());
-        if !embedded {
+        if !manifest::EMBEDDED.contains(&name.as_str()) {
             fields(out, &format!("{path}."), field);
             fields(out, &format!("{path}[]."), &field["items"]);
         }

@@ -2,11 +2,12 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::GuestStatus;
 
-/// Field manager of everything in `status` but `status.guest`.
+/// Field manager of everything in `status` but `status.guest` and `status.acknowledgedTarget`.
 pub const FIELD_MANAGER: &str = "tandem-operator";
 
 /// What Tandem says about a VM.
@@ -25,6 +26,17 @@ pub struct VirtualMachineStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
+    /// Fields of the spec whose present value the running VM does not have yet, and what they wait for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["field".to_owned()]))]
+    pub pending_changes: Vec<PendingChange>,
+    /// What the guest should have now, for the node agent, which asks the guest for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<GuestTarget>,
+    /// The last target that the VMM answered, from the node agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged_target: Option<AcknowledgedTarget>,
     /// Node that the VM's pod is bound to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
@@ -59,6 +71,65 @@ pub struct VirtualMachineStatus {
     /// What the guest does, from the node agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestStatus>,
+}
+
+/// Most pending changes that are named; a restart applies them all.
+pub const MAX_PENDING_CHANGES: usize = 64;
+
+/// A field of the spec whose present value the running VM does not have yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PendingChange {
+    /// The field, as in `spec.disks[data].readOnly`: an item of a list by its name.
+    #[schemars(length(max = 256))]
+    pub field: String,
+    /// What it waits for.
+    pub waits_for: WaitsFor,
+}
+
+/// What a changed field waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum WaitsFor {
+    /// The VM's next start; `restartedAt` asks for one.
+    Restart,
+    /// Node and guest, which are being resized: the condition `Resizing` says how far they are.
+    Resize,
+}
+
+/// What the guest in one pod should have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestTarget {
+    /// UID of the pod whose guest is meant.
+    #[serde(rename = "podUID")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
+    /// Counts the targets of this pod's guest, so that it can be said which of them was carried out.
+    #[schemars(range(min = 1))]
+    pub sequence: i64,
+    /// CPUs.
+    #[schemars(range(min = 1, max = 128))]
+    pub vcpus: i32,
+    /// Memory in bytes.
+    #[schemars(range(min = 0))]
+    pub memory_bytes: i64,
+}
+
+/// The last target that a VMM answered. Written by the node agent of the VM's node only, as `status.guest` is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AcknowledgedTarget {
+    /// UID of the pod whose VMM was told.
+    #[serde(rename = "podUID")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
+    /// `sequence` of that target: without a `refusal` the guest can get no more than it says from then on.
+    #[schemars(range(min = 1))]
+    pub sequence: i64,
+    /// Why the VMM did not take it, or not as a whole. The node agent tries again what may work another time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub refusal: Option<String>,
 }
 
 /// What the operator remembers about earlier runs of a VM.

@@ -1,13 +1,14 @@
 //! The kind `VirtualMachine`: one object is one VM.
 
-use k8s_openapi::api::core::v1::{Affinity, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, Toleration, TopologySpreadConstraint};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use crate::{
-    RunPolicy, VirtualMachineStatus, boot::Boot, cloud_init::CloudInit, cpu::Cpu, disk::Disk, memory::Memory,
-    network_interface::NetworkInterface, pod_metadata::PodMetadata, probe::Probe, scheduling,
+    EvictionPolicy, RunPolicy, VirtualMachineStatus, boot::Boot, cloud_init::CloudInit, cpu::Cpu, disk::Disk,
+    ignition::Ignition, instance_type::InstanceTypeReference, memory::Memory, network_interface::NetworkInterface,
+    pod_metadata::PodMetadata, probe::Probe, scheduling,
 };
 
 /// Seconds that a guest has to power off, unless its spec says otherwise.
@@ -37,7 +38,14 @@ pub const DEFAULT_TERMINATION_GRACE_PERIOD_SECONDS: i64 = 60;
     ),
     printcolumn(name = "Node", type_ = "string", json_path = ".status.nodeName", description = "Node that the VM runs on"),
     printcolumn(name = "IP", type_ = "string", json_path = ".status.podIP", description = "Address at which the VM is reached"),
+    printcolumn(
+        name = "Restart",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="RestartRequired")].status"#,
+        description = "Whether changes of the spec wait for a restart"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp", description = "Time since the VM was created"),
+    printcolumn(name = "Type", type_ = "string", json_path = ".spec.instanceType.name", description = "Instance type", priority = 1),
     printcolumn(name = "CPU", type_ = "integer", json_path = ".spec.cpu.cores", description = "CPUs of the guest", priority = 1),
     printcolumn(name = "Memory", type_ = "string", json_path = ".spec.memory.size", description = "Memory of the guest", priority = 1),
     printcolumn(
@@ -62,6 +70,14 @@ pub const DEFAULT_TERMINATION_GRACE_PERIOD_SECONDS: i64 = 60;
 #[cfg_attr(test, kube(cel))]
 #[x_kube(validation = Rule::new("!has(self.livenessProbe) || !has(self.livenessProbe.successThreshold) || self.livenessProbe.successThreshold == 1")
     .message("livenessProbe.successThreshold can only be 1: leave it out"))]
+#[x_kube(validation = Rule::new("!has(self.startupProbe) || !has(self.startupProbe.successThreshold) || self.startupProbe.successThreshold == 1")
+    .message("startupProbe.successThreshold can only be 1: leave it out"))]
+#[x_kube(validation = Rule::new("has(self.instanceType) || (has(self.cpu) && has(self.memory))")
+    .message("the VM has no size: write cpu.cores and memory.size, or instanceType.name"))]
+#[x_kube(validation = Rule::new("!has(self.instanceType) || !(has(self.cpu) || has(self.memory))")
+    .message("the instance type says cpu and memory: leave both out, or leave instanceType out"))]
+#[x_kube(validation = Rule::new("!(has(self.cloudInit) && has(self.ignition))")
+    .message("a guest is configured by cloud-init or by Ignition: write either cloudInit or ignition"))]
 #[x_kube(validation = Rule::new("(has(self.disks) && size(self.disks) > 0) || (has(self.boot) && has(self.boot.kernel))")
     .message("there is nothing to boot: write at least one disk that has a boot loader, or boot.kernel"))]
 #[x_kube(validation = Rule::new("!has(self.boot) || !has(self.boot.disk) || (has(self.disks) && self.disks.exists(disk, disk.name == self.boot.disk))")
@@ -74,10 +90,15 @@ pub struct VirtualMachineSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 35), extend("format" = "date-time"))]
     pub restarted_at: Option<String>,
+    /// A size from the cluster's list (`kubectl get vmtype`), instead of `cpu` and `memory`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<InstanceTypeReference>,
     /// The VM's CPUs.
-    pub cpu: Cpu,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
     /// The VM's memory.
-    pub memory: Memory,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
     /// What the VM starts from: what is on its first disk, if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<Boot>,
@@ -85,6 +106,10 @@ pub struct VirtualMachineSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    #[x_kube(validation = Rule::new("self.all(disk, !has(disk.persistentVolumeClaim) || self.exists_one(other, has(other.persistentVolumeClaim) && other.persistentVolumeClaim.claimName == disk.persistentVolumeClaim.claimName \
+        && (has(disk.persistentVolumeClaim.volumeMode) && disk.persistentVolumeClaim.volumeMode == 'Block' || has(other.persistentVolumeClaim.volumeMode) && other.persistentVolumeClaim.volumeMode == 'Block' \
+        || (has(disk.persistentVolumeClaim.path) ? disk.persistentVolumeClaim.path : '/disk.img') == (has(other.persistentVolumeClaim.path) ? other.persistentVolumeClaim.path : '/disk.img'))))")
+        .message("two disks are the same part of one claim: write another path for one of them, or leave it out"))]
     pub disks: Vec<Disk>,
     /// The VM's network interfaces, in the order in which the guest finds them. Without any it has no network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -96,6 +121,9 @@ pub struct VirtualMachineSpec {
     /// What cloud-init finds in the guest. Without it there is no NoCloud disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInit>,
+    /// What Ignition finds in the guest, instead of cloud-init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignition: Option<Ignition>,
     /// Labels and annotations that the VM's pod carries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_metadata: Option<PodMetadata>,
@@ -123,22 +151,39 @@ pub struct VirtualMachineSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub scheduler_name: Option<String>,
+    /// Secrets in the VM's namespace with which the kubelet fetches the VM's images, as in a pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "scheduling::image_pull_secrets")]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
     /// The VM is ready while this probe succeeds; without it, as soon as its VMM runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness_probe: Option<Probe>,
     /// The VM is killed, and started again as runPolicy says, when this probe fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub liveness_probe: Option<Probe>,
+    /// The other probes begin once this one has succeeded, and the VM is killed when it fails: for guests that take long to boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub startup_probe: Option<Probe>,
     /// Seconds that the guest has to power off after its power button was pressed; 60 if it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     pub termination_grace_period_seconds: Option<i64>,
+    /// What happens when the VM's pod is evicted, as by `kubectl drain`: Shutdown if it is left out. With Block the VM has a `PodDisruptionBudget` of its
+    /// name, and the condition `EvictionBlocked` says when somebody waits for its node. Kubernetes evicts no pod that two budgets select: leave it out where
+    /// a budget of your own selects the VM's pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eviction_policy: Option<EvictionPolicy>,
 }
 
 impl VirtualMachineSpec {
     /// The run policy, or its default.
     pub fn run_policy(&self) -> RunPolicy {
         self.run_policy.unwrap_or_default()
+    }
+
+    /// The eviction policy, or its default.
+    pub fn eviction_policy(&self) -> EvictionPolicy {
+        self.eviction_policy.unwrap_or_default()
     }
 
     /// The grace period in seconds, or its default.

@@ -16,6 +16,13 @@ pub struct Write {
     pub resource: String,
 }
 
+impl Write {
+    /// Whether a part of Tandem did it. The nodes of a cluster that is called `tandem` are users with that in their names, too.
+    pub fn is_tandems(&self) -> bool {
+        self.user.starts_with("system:serviceaccount:tandem-system:tandem-")
+    }
+}
+
 /// Path of the audit log of a cluster made by `hack/up`.
 ///
 /// # Errors

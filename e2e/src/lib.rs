@@ -10,4 +10,5 @@ pub mod fault_proxy;
 pub mod guest;
 pub mod manifest;
 pub mod operator_process;
+pub mod resize;
 pub mod runner;

@@ -13,6 +13,8 @@ collect_archives() {
     directory=$("$hack/images/build")
     step "building the guest's image (hack/guest/build)"
     guest_archives=("$("$hack/guest/build")")
+    step "building the guest agent's image (hack/guest/agent)"
+    own_archives=("$("$hack/guest/agent")/guest-agent.tar")
   fi
   for archive in "$directory"/*.tar; do
     case $(basename "$archive") in

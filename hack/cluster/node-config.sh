@@ -67,6 +67,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.blockfile", "io.containerd.sna
   address = "/run/containerd/containerd.sock"
 [plugins.'io.containerd.cri.v1.runtime']
   disable_apparmor = true
+  device_ownership_from_security_context = true # a pod's user has the block devices of its claims
   stats_collect_period = "60s" # instead of each second, which costs an emulated CPU a tenth of its time
 CONFIG
   # The machine that this runs on may not let anybody lower an OOM score (no CAP_SYS_RESOURCE).

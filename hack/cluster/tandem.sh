@@ -17,6 +17,17 @@ install_tandem() {
     }
   done
   restart_updated
+  wait_for 180 "KVM on node $kvm_node" kvm_offered || {
+    kubectl -n $tandem_namespace logs --tail 20 --prefix -l 'app.kubernetes.io/component in (device-plugin, node-agent)' >&2
+    die "node $kvm_node does not offer tandem.dev/kvm; see why above"
+  }
+  step "node $kvm_node offers KVM"
+}
+
+kvm_offered() {
+  local count
+  count=$(kubectl get node "$kvm_node" --request-timeout 5s -o 'jsonpath={.status.allocatable.tandem\.dev/kvm}') || return 1
+  [ "${count:-0}" -gt 0 ]
 }
 
 clear_interrupted() { # clear_interrupted RELEASE: helm refuses to touch what an earlier helm was killed over

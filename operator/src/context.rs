@@ -6,9 +6,14 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use crds::VirtualMachineInstanceType;
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    policy::v1::PodDisruptionBudget,
+};
 use kube::{
     Client, Resource,
+    core::PartialObjectMeta,
     runtime::{events::Recorder, reflector::Store},
 };
 
@@ -21,12 +26,22 @@ const MAX_FAILURE_DELAY: Duration = Duration::from_mins(5);
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
-    /// The shim pods, from the watch.
-    pub(crate) pods: Store<Pod>,
+    pub(crate) stores: Stores,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
     /// Failures in a row of each object, by UID.
     failures: Mutex<HashMap<String, u32>>,
+}
+
+/// What is there, from the watches.
+pub(crate) struct Stores {
+    /// The shim pods.
+    pub(crate) pods: Store<Pod>,
+    pub(crate) instance_types: Store<VirtualMachineInstanceType>,
+    /// The disruption budgets that Tandem made.
+    pub(crate) budgets: Store<PodDisruptionBudget>,
+    /// The nodes that are cordoned, and no others.
+    pub(crate) cordoned: Store<PartialObjectMeta<Node>>,
 }
 
 /// What the person who installs Tandem decides.
@@ -40,14 +55,14 @@ impl Context {
     pub(crate) fn new(
         client: Client,
         settings: Settings,
-        pods: Store<Pod>,
+        stores: Stores,
         recorder: Recorder,
         metrics: Metrics,
     ) -> Self {
         Self {
             client,
             settings,
-            pods,
+            stores,
             recorder,
             metrics,
             failures: Mutex::default(),

@@ -4,10 +4,12 @@
 mod arguments;
 mod context;
 mod controller;
+mod digest;
 mod http;
 mod leader;
 mod metrics;
 mod virtual_machine;
+mod virtual_machine_set;
 
 use std::sync::{Arc, atomic::AtomicBool};
 

@@ -3,17 +3,25 @@
 //! ```text
 //! observe ──► validate ──► (history, decide) ──► desired ──► apply ──► status
 //!   IO          pure             pure              pure        IO       pure, then one write if it changed
+//!                                 │ the pod runs, and stays              ▲
+//!                                 └──► (changes, resize) ──► apply ──────┘
+//!                                            pure              IO
 //! ```
 //!
 //! `spec` and `metadata` of a VirtualMachine are never written. At most one write per VM and step of its life goes to `status`, by
-//! server-side apply under one field manager and without `status.guest`, which is the node agent's.
+//! server-side apply under one field manager and without `status.guest` and `status.acknowledgedTarget`, which are the node agent's.
 
 mod announce;
 mod apply;
+mod changes;
 mod desired;
+mod eviction;
+mod instance_type;
 mod lifecycle;
+mod live;
 mod observe;
 mod pod_state;
+mod resize;
 mod run_history;
 mod status;
 mod trouble;
@@ -24,7 +32,8 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use crds::{VirtualMachine, VirtualMachineStatus};
+use crds::{RunPolicy, VirtualMachine, VirtualMachineStatus, conditions::Reason};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Resource, ResourceExt,
@@ -39,13 +48,15 @@ pub(crate) use desired::{MANAGED_BY_LABEL, VM_LABEL};
 
 use self::{
     apply::Applied,
-    desired::{SPEC_HASHES_ANNOTATION, spec_hashes},
+    eviction::Protection,
     lifecycle::{Decision, Facts, StallCause, WaitCause},
+    live::Live,
     observe::Observed,
     pod_state::{LOST_AFTER_SECONDS, Phase},
+    resize::Step,
     run_history::History,
     status::Verdict,
-    validate::ValidatedVm,
+    validate::{Invalid, ValidatedVm},
 };
 use crate::context::Context;
 
@@ -56,7 +67,9 @@ pub(crate) type Guarded = DeserializeGuard<VirtualMachine>;
 const RESYNC: Duration = Duration::from_mins(10);
 /// Look again after this at a pod that should start.
 const STARTING_PERIOD: Duration = Duration::from_secs(10);
-/// Look again after this at somebody else's pod.
+/// Ask again after this for a size or a budget that the API server did not admit.
+const REJECTED_PERIOD: Duration = Duration::from_mins(1);
+/// Look again after this at somebody else's pod or budget.
 const FOREIGN_PERIOD: Duration = Duration::from_secs(20);
 /// The scheduler usually answers within this; a status before that would be one write more and tell nothing.
 const SCHEDULER_SECONDS: i64 = 2;
@@ -114,16 +127,26 @@ pub(crate) fn error_policy(object: Arc<Guarded>, error: &ReconcileError, context
 
 async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, ReconcileError> {
     let observed = observe::observe(vm, context).await?;
+    // Before its pod, so that no pod runs without it.
+    let protection = apply::keep_budget(vm, &observed, context).await?;
     let old_history = History::from_status(vm.status.as_ref().and_then(|status| status.restarts.as_ref()));
     let history = old_history.with_pod(&observed.state, observed.now);
     let planned = plan(vm, &observed, &history, context);
     let (valid, decision, pod) = match planned {
         Ok(planned) => planned,
-        Err(message) => {
-            let verdict = Verdict::Invalid { message };
-            let status = status_of(vm, &verdict, &observed, &history);
+        Err((reason, message)) => {
+            let verdict = Verdict::Invalid { reason, message };
+            let status = status_of(vm, &verdict, &observed, &protection, &history, None);
             write_status(vm, status, &verdict, context).await?;
-            return Ok(Action::requeue(RESYNC));
+            let namespace = vm.namespace().unwrap_or_default();
+            let stopped = match halted(vm, &observed, &history) {
+                Some(decision) => apply::apply(decision, &namespace, None, &observed, context).await?,
+                None => Applied::Nothing,
+            };
+            return Ok(Action::requeue(match stopped {
+                Applied::Outdated => Duration::from_secs(1),
+                Applied::Nothing | Applied::Created | Applied::Deleted | Applied::Rejected { .. } => RESYNC,
+            }));
         }
     };
     // How a run ended is written down before its pod, which alone knows it, is removed.
@@ -131,7 +154,13 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
     let written;
     let vm = if ended_now && decision == Decision::Remove {
         let verdict = Verdict::Done(decision, Applied::Nothing);
-        written = write_status(vm, status_of(vm, &verdict, &observed, &history), &verdict, context).await?;
+        written = write_status(
+            vm,
+            status_of(vm, &verdict, &observed, &protection, &history, None),
+            &verdict,
+            context,
+        )
+        .await?;
         written.as_ref().unwrap_or(vm)
     } else {
         vm
@@ -147,6 +176,12 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
     if applied == Applied::Outdated {
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
+    let mut live = Live::of(vm, &valid, &observed.state, observed.pod.as_ref()).filter(|_| decision == Decision::Keep);
+    if let Some(live) = &mut live
+        && apply_live(live, &valid, &observed, context).await? == apply::Changed::Gone
+    {
+        return Ok(Action::requeue(Duration::from_secs(1)));
+    }
     let rejected = match &applied {
         Applied::Rejected { message, .. } => Some(ReconcileError::Rejected {
             name: valid.name.clone(),
@@ -154,35 +189,72 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
         }),
         Applied::Nothing | Applied::Created | Applied::Deleted | Applied::Outdated => None,
     };
-    let wait = next_look(decision, &applied, &observed);
+    let refused = live.as_ref().is_some_and(|live| live.rejected.is_some());
+    let wait = if refused {
+        REJECTED_PERIOD
+    } else {
+        next_look(decision, &applied, &observed).min(next_look_at_budget(&protection))
+    };
     let too_early = too_early(decision, &applied, &observed);
     if decision != Decision::Leave && !too_early {
         let verdict = Verdict::Done(decision, applied);
-        write_status(vm, status_of(vm, &verdict, &observed, &history), &verdict, context).await?;
+        let status = status_of(vm, &verdict, &observed, &protection, &history, live.as_ref());
+        write_status(vm, status, &verdict, context).await?;
     }
     rejected.map_or(Ok(Action::requeue(wait)), Err)
 }
 
-/// Validate, decide, and make the pod if one is to be created: pure. The error is a message for the VM's owner.
+/// Brings a pod that runs a step closer to the spec, and notes in `live` what the API server does not admit.
+async fn apply_live(
+    live: &mut Live,
+    valid: &ValidatedVm,
+    observed: &Observed,
+    context: &Context,
+) -> Result<apply::Changed, ReconcileError> {
+    let Some(pod) = &observed.pod else {
+        return Ok(apply::Changed::Gone);
+    };
+    if live.changes.pod_metadata
+        && let Ok(desired) = desired::pod::pod(valid, &context.settings.shim_image)
+        && let Some(patch) = live::metadata_patch(pod, &desired)
+    {
+        let changed = apply::change_metadata(pod, &patch, context).await?;
+        if changed != apply::Changed::Done {
+            return Ok(changed);
+        }
+    }
+    match live.step {
+        Some(Step::ResizePod(size)) => {
+            let changed = apply::resize(pod, &live.changes.frame, size, context).await?;
+            if let apply::Changed::Rejected(message) = &changed {
+                live.rejected = Some(message.clone());
+            }
+            Ok(changed)
+        }
+        // The guest's target is written with the status.
+        Some(
+            Step::Settled | Step::AskGuest(_) | Step::AwaitKubelet(_) | Step::AwaitGuest { .. } | Step::Refused { .. },
+        )
+        | None => Ok(apply::Changed::Done),
+    }
+}
+
+/// Validate, decide, and make the pod if one is to be created: pure. The error is a reason and a message for the VM's owner.
 fn plan(
     vm: &VirtualMachine,
     observed: &Observed,
     history: &History,
     context: &Context,
-) -> Result<(ValidatedVm, Decision, Option<Pod>), String> {
-    let valid = validate::validate(vm).map_err(|invalid| invalid.to_string())?;
-    let decision = lifecycle::decide(&Facts {
-        vm_is_deleted: vm.metadata.deletion_timestamp.is_some(),
-        run_policy: valid.run_policy,
-        generation: valid.generation,
-        restarted_at: valid.restarted_at.as_ref().map(|(_, time)| *time),
-        pod: &observed.state,
-        history,
-        now: observed.now,
-    });
+) -> Result<(ValidatedVm, Decision, Option<Pod>), (Reason, String)> {
+    let invalid = |invalid: Invalid| (invalid.reason(), invalid.to_string());
+    let resolved = instance_type::resolved(vm, observed.instance_type.as_deref()).map_err(invalid)?;
+    let valid = validate::validate(&resolved).map_err(invalid)?;
+    let restarted_at = valid.restarted_at.as_ref().map(|(_, time)| *time);
+    let decision = decide(vm, restarted_at, observed, history);
     let pod = match decision {
         Decision::Create => {
-            Some(desired::pod::pod(&valid, &context.settings.shim_image).map_err(|error| error.to_string())?)
+            let pod = desired::pod::pod(&valid, &context.settings.shim_image);
+            Some(pod.map_err(|error| (Reason::InvalidSpec, error.to_string()))?)
         }
         Decision::Keep
         | Decision::Stop(_)
@@ -195,25 +267,42 @@ fn plan(
     Ok((valid, decision, pod))
 }
 
-fn status_of(vm: &VirtualMachine, verdict: &Verdict, observed: &Observed, history: &History) -> VirtualMachineStatus {
-    status::compute(&status::Input {
-        vm,
-        verdict: verdict.clone(),
+/// What ends a VM that is to be halted, whatever else its spec says: nothing of that is needed to stop it.
+fn halted(vm: &VirtualMachine, observed: &Observed, history: &History) -> Option<Decision> {
+    let decision = decide(vm, None, observed, history);
+    (vm.spec.run_policy() == RunPolicy::Halted && matches!(decision, Decision::Stop(_) | Decision::Remove))
+        .then_some(decision)
+}
+
+fn decide(vm: &VirtualMachine, restarted_at: Option<Timestamp>, observed: &Observed, history: &History) -> Decision {
+    lifecycle::decide(&Facts {
+        vm_is_deleted: vm.metadata.deletion_timestamp.is_some(),
+        run_policy: vm.spec.run_policy(),
+        generation: vm.metadata.generation,
+        restarted_at,
         pod: &observed.state,
         history,
-        trouble: observed.trouble.as_ref(),
-        changed_fields: changed_fields(vm, observed.pod.as_ref()),
         now: observed.now,
     })
 }
 
-/// Fields of the spec that the present pod was not made from.
-fn changed_fields(vm: &VirtualMachine, pod: Option<&Pod>) -> Vec<String> {
-    let running = pod
-        .and_then(|pod| pod.annotations().get(SPEC_HASHES_ANNOTATION))
-        .and_then(|hashes| serde_json::from_str(hashes).ok());
-    running.map_or_else(Vec::new, |running| {
-        spec_hashes::differences(&running, &spec_hashes::spec_hashes(&vm.spec))
+fn status_of(
+    vm: &VirtualMachine,
+    verdict: &Verdict,
+    observed: &Observed,
+    protection: &Protection,
+    history: &History,
+    live: Option<&Live>,
+) -> VirtualMachineStatus {
+    status::compute(&status::Input {
+        vm,
+        verdict: verdict.clone(),
+        pod: &observed.state,
+        protection,
+        history,
+        trouble: observed.trouble.as_ref(),
+        live,
+        now: observed.now,
     })
 }
 
@@ -265,6 +354,15 @@ fn next_look(decision: Decision, applied: &Applied, observed: &Observed) -> Dura
     }
 }
 
+/// When to look again at a budget that no watch tells of.
+const fn next_look_at_budget(protection: &Protection) -> Duration {
+    match protection {
+        Protection::NotAsked | Protection::InPlace { .. } => RESYNC,
+        Protection::NameTaken => FOREIGN_PERIOD,
+        Protection::Rejected(_) => REJECTED_PERIOD,
+    }
+}
+
 /// Writes a status if it differs from the VM's; returns the VM as it is then.
 async fn write_status(
     vm: &VirtualMachine,
@@ -273,14 +371,14 @@ async fn write_status(
     context: &Context,
 ) -> Result<Option<VirtualMachine>, ReconcileError> {
     let mut old = vm.status.clone().unwrap_or_default();
-    old.guest = None;
+    (old.guest, old.acknowledged_target) = (None, None);
     if vm.status.is_some() && old == status {
         return Ok(None);
     }
     let events = announce::events(&old, &status, verdict);
     let (name, namespace) = (vm.name_any(), vm.namespace().unwrap_or_default());
     let status = serde_json::to_value(status).unwrap_or_default();
-    let Some(written) = patch_status(&name, &namespace, vm.uid(), status, context).await? else {
+    let Some(written) = patch_status(&name, &namespace, vm.uid(), status, Extent::Whole, context).await? else {
         return Ok(None);
     };
     let reference = vm.object_ref(&());
@@ -293,12 +391,22 @@ async fn write_status(
     Ok(written.0.ok())
 }
 
-/// Applies a status; `None` when the VM has gone or been replaced by another one.
+/// How much of a status is written.
+#[derive(Clone, Copy)]
+enum Extent {
+    /// All that is Tandem's: what is not said goes.
+    Whole,
+    /// What is said; the rest stays.
+    Part,
+}
+
+/// Writes a status; `None` when the VM has gone or been replaced by another one.
 async fn patch_status(
     name: &str,
     namespace: &str,
     uid: Option<String>,
     status: serde_json::Value,
+    extent: Extent,
     context: &Context,
 ) -> Result<Option<Guarded>, ReconcileError> {
     let vms: Api<Guarded> = Api::namespaced(context.client.clone(), namespace);
@@ -309,8 +417,12 @@ async fn patch_status(
         "metadata": { "name": name, "uid": uid },
         "status": status,
     });
-    let parameters = PatchParams::apply(crds::status::FIELD_MANAGER).force();
-    match vms.patch_status(name, &parameters, &Patch::Apply(&patch)).await {
+    let parameters = PatchParams::apply(crds::status::FIELD_MANAGER);
+    let (parameters, patch) = match extent {
+        Extent::Whole => (parameters.force(), Patch::Apply(patch)),
+        Extent::Part => (parameters, Patch::Merge(patch)),
+    };
+    match vms.patch_status(name, &parameters, &patch).await {
         Ok(written) => Ok(Some(written)),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
         Err(source) => Err(ReconcileError::Write {
@@ -331,6 +443,7 @@ async fn report_unreadable(invalid: &InvalidObject, context: &Context) -> Result
     );
     let message = format!("this version of Tandem cannot read the object: {}", invalid.error);
     let status = status::unreadable(metadata.generation, &message, jiff::Timestamp::now());
-    patch_status(&name, &namespace, metadata.uid.clone(), status, context).await?;
+    // What the guest was asked for stays: an object that can be read again needs it.
+    patch_status(&name, &namespace, metadata.uid.clone(), status, Extent::Part, context).await?;
     Ok(Action::await_change())
 }

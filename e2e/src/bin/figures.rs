@@ -125,7 +125,7 @@ async fn one_vm(cluster: &Cluster) -> Result<()> {
     let writes = e2e::audit::writes_of(&cluster.name, NAMESPACE, name).await?;
     let by_us: Vec<String> = writes
         .iter()
-        .filter(|write| write.user.contains("tandem"))
+        .filter(|write| write.is_tandems())
         .map(|write| {
             format!(
                 "{} {} by {}",

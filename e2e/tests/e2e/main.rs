@@ -3,10 +3,25 @@
 
 mod bad_manifests;
 mod bad_workloads;
+mod contract;
 mod debian;
+mod disks;
+mod eviction;
+mod guest_agent;
 mod lifecycle;
 mod operator_crash;
+mod policies;
+mod resize;
 mod scheduling;
+mod sets;
+
+// Tables that `crds` and the operator are held against as well.
+#[path = "../../../crds/tests/manifests/edits.rs"]
+mod edits;
+#[path = "../../../crds/tests/manifests/place.rs"]
+mod place;
+#[path = "../../../crds/tests/manifests/refused.rs"]
+mod refused;
 
 use anyhow::Result;
 use e2e::cluster::Cluster;
@@ -29,13 +44,20 @@ async fn main() -> std::process::ExitCode {
 }
 
 /// Names of the modules; as an argument, one runs that module's cases alone.
-const GROUPS: [&str; 6] = [
+const GROUPS: [&str; 13] = [
     "bad_manifests",
     "scheduling",
-    "bad_workloads",
     "lifecycle",
+    "contract",
+    "eviction",
+    "sets",
+    "policies",
+    "bad_workloads",
     "operator_crash",
     "debian",
+    "disks",
+    "guest_agent",
+    "resize",
 ];
 
 async fn run() -> Result<bool> {
@@ -54,10 +76,17 @@ async fn run() -> Result<bool> {
         match name {
             "bad_manifests" => bad_manifests::run(&cluster, &mut runner).await?,
             "scheduling" => scheduling::run(&cluster, &mut runner).await?,
-            "bad_workloads" => bad_workloads::run(&cluster, &mut runner).await?,
             "lifecycle" => lifecycle::run(&cluster, &mut runner).await?,
+            "contract" => contract::run(&cluster, &mut runner).await?,
+            "eviction" => eviction::run(&cluster, &mut runner).await?,
+            "sets" => sets::run(&cluster, &mut runner).await?,
+            "policies" => policies::run(&cluster, &mut runner).await?,
+            "bad_workloads" => bad_workloads::run(&cluster, &mut runner).await?,
             "operator_crash" => operator_crash::run(&cluster, &mut runner).await?,
-            _ => debian::run(&cluster, &mut runner).await?,
+            "disks" => disks::run(&cluster, &mut runner).await?,
+            "debian" => debian::run(&cluster, &mut runner).await?,
+            "guest_agent" => guest_agent::run(&cluster, &mut runner).await?,
+            _ => resize::run(&cluster, &mut runner).await?,
         }
     }
     Ok(runner.finish())

@@ -8,7 +8,7 @@
 mod health;
 mod plugin;
 mod reports;
-mod resource;
+pub(crate) mod resource;
 #[cfg(test)]
 mod tests;
 

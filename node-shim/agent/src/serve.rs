@@ -4,7 +4,9 @@
 //! kvm ──works?──► plugin_link ──plugin.sock──► node-agent device-plugin
 //!  │
 //!  └──works?──► device_socket (one for each device id) ─► session ─► network, /dev/kvm ─► shim
-//!                      └──whose id is it?── identity ◄── kubelet   └──GuestStatus──► guest_status ──► VirtualMachine.status.guest
+//!                      └──whose id is it?── identity ◄── kubelet   │ ▲
+//!                                                                  │ └──Resize───── guest_status ◄── VirtualMachine.status.target
+//!                                                                  └──GuestStatus─► (board)      ──► .guest, .acknowledgedTarget
 //! ```
 //!
 //! Nothing here must survive a restart: taps belong to the shims, rules to their namespaces, and the shims connect again.
@@ -17,6 +19,7 @@ mod identity;
 mod kvm;
 mod packet;
 mod plugin_link;
+mod report;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -29,6 +32,7 @@ use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::device_plugin::resource::{ALLOCATED, HOST_DEVICES};
 use crate::node_paths::{KubeletDir, RunDir};
 pub(crate) use health::ask as ask_health;
 use session::Services;
@@ -54,6 +58,12 @@ pub(crate) struct Options {
 /// Why the agent ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
+    /// The kubelet started this container without what it asked for.
+    #[error(
+        "the kubelet started this container without tandem.dev/host-devices, as it does after a reboot of a node whose disk is new, while the \
+         device plugin has not registered; it is to start it again"
+    )]
+    NoDevices,
     /// No client.
     #[error("the agent's access to the API server is not configured: does its pod have a service account token?")]
     Client(#[source] Box<kube::Error>),
@@ -79,6 +89,11 @@ pub(crate) enum ServeError {
 /// Serves until something fails that a restart may mend. Dropping the future ends everything that it started; sockets keep their names,
 /// for the successor to take.
 pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
+    if !was_given_devices(std::env::var_os(ALLOCATED).is_some(), |name| {
+        Path::new("/dev").join(name).exists()
+    }) {
+        return Err(ServeError::NoDevices);
+    }
     let client = kube::Client::try_default()
         .await
         .map_err(|source| ServeError::Client(Box::new(source)))?;
@@ -105,6 +120,12 @@ pub(crate) async fn run(options: Options) -> Result<(), ServeError> {
         Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
         None => Ok(()),
     }
+}
+
+/// Whether the kubelet has asked the device plugin about this container. A device plugin of an earlier version says nothing, but gives devices;
+/// a node without any has nothing to give.
+fn was_given_devices(told: bool, exists: impl Fn(&str) -> bool) -> bool {
+    told || HOST_DEVICES.iter().any(|name| exists(name))
 }
 
 /// Serves the devices that have a directory; looks for new ones whenever the device plugin, which makes the directories, was started.

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::monitor::{self, Monitor};
+use crate::profile::Counters;
 use crate::vm::Vm;
 
 mod boot;
@@ -107,6 +108,13 @@ fn told(vm: &mut Vm, command: &str) -> Result<Vec<String>> {
         }
         results.extend(line.strip_prefix("RESULT ").map(str::to_owned));
     }
+}
+
+/// [`told`], and what the monitor spent on it.
+fn told_at_cost(vm: &mut Vm, command: &str) -> Result<(Vec<String>, Counters)> {
+    let before = Counters::of(vm.pid())?;
+    let results = told(vm, command)?;
+    Ok((results, Counters::of(vm.pid())?.since(before)))
 }
 
 /// A disk without holes.

@@ -20,6 +20,7 @@ mod figure;
 mod machine;
 mod monitor;
 mod native;
+mod profile;
 mod sample;
 mod table;
 mod vm;
@@ -143,7 +144,12 @@ fn report(figure: Figure, monitor: &str, value: f64) {
         monitor: monitor.to_owned(),
         value,
     };
-    println!("{sample}");
+    say(&sample);
+}
+
+/// Says a line on standard output: a sample, or a profile, which `hack/bench` shows below the table.
+fn say(line: &impl std::fmt::Display) {
+    println!("{line}");
     // Standard output may be a pipe that somebody watches; if nobody does, the next line fails.
     let _ = io::stdout().flush();
 }

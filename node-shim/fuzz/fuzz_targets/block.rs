@@ -88,6 +88,7 @@ fn start(engine: Engine, queues: u8, limited: bool, storage: Arc<dyn Storage>) -
             operations,
         },
         on_thread: node_shim_virtio::threads::unconfined, spare_processor: true,
+        discard: true,
     };
     Block::start(options, storage).expect("threads")
 }

@@ -67,7 +67,7 @@ fn sockets() -> &'static (PathBuf, UnixListener, UnixListener) {
     })
 }
 
-fuzz_target!(|steps: Vec<Step>| {
+fuzz_target!(init: node_shim_fuzz::ignore_broken_pipes(), |steps: Vec<Step>| {
     let (path, listener, service) = sockets();
     let memory = guest_memory();
     let mut device = Vsock::new(3, path, listener.try_clone().expect("a socket")).expect("a device");

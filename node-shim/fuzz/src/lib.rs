@@ -143,6 +143,16 @@ pub enum Action {
 /// Most actions in one run: more only make it slow.
 const MAX_ACTIONS: usize = 64;
 
+/// A socket whose other end is closed is an error, as in every Rust program, and not the end of this one, whose `main` is C.
+///
+/// # Panics
+/// When the signal cannot be ignored.
+pub fn ignore_broken_pipes() {
+    // SAFETY: no handler is installed, so nothing runs at odd moments.
+    let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    assert_ne!(before, libc::SIG_ERR, "SIGPIPE");
+}
+
 /// Lets a driver do these things to a device. `host` is what the host does when it has something.
 pub fn drive(device: &mut dyn VirtioDevice, features: u64, actions: &[Action], mut host: impl FnMut()) {
     let memory = guest_memory();

@@ -9,6 +9,10 @@
 //!  |<--------------------------------------|
 //!  | Status ...                            |   whenever it changes
 //!  |-------------------------------------->|
+//!  |                                Resize |   whenever the VM's owner wants another size
+//!  |<--------------------------------------|
+//!  | Resized                               |
+//!  |-------------------------------------->|
 //!  x connection lost: the agent restarted. The shim connects again and sends
 //!  | Resume                                |   no descriptor is needed: it still has them
 //!  |-------------------------------------->|
@@ -17,9 +21,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::GuestNetwork;
+use crate::control::Failure;
 
-/// Version of this conversation; the agent refuses a shim that speaks another. 2: queues and IPv6.
-pub const VERSION: u32 = 2;
+/// Version of this conversation; the agent refuses a shim that speaks another. 2: queues and IPv6. 3: the pod's UID, and resizes.
+pub const VERSION: u32 = 3;
 /// Largest packet in bytes; a longer one is refused.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
 /// Most interfaces of one VM.
@@ -38,6 +43,10 @@ pub enum Request {
     Hello {
         /// [`VERSION`].
         version: u32,
+        /// UID of the pod, 1 to [`POD_UID_MAX_BYTES`]. Which pod it is, the agent knows from the kubelet; this tells it from others that had
+        /// its name before or have it after it.
+        #[serde(rename = "podUID")]
+        pod_uid: String,
         /// The masquerade interfaces, for which a tap is wanted.
         interfaces: Vec<InterfaceRequest>,
     },
@@ -45,12 +54,37 @@ pub enum Request {
     Resume {
         /// [`VERSION`].
         version: u32,
+        /// As in `Hello`.
+        #[serde(rename = "podUID")]
+        pod_uid: String,
         /// What the guest does now.
         status: GuestStatus,
     },
     /// What the guest does now. No descriptor, no answer.
     Status(GuestStatus),
+    /// Answer to [`Response::Resize`]. No descriptor.
+    Resized(Resized),
 }
+
+/// Most bytes of a pod's UID, as in `status.podUID`.
+pub const POD_UID_MAX_BYTES: usize = 64;
+
+/// What became of a [`Resize`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resized {
+    /// Its `sequence`.
+    pub sequence: u64,
+    /// Why it was not taken, or not as a whole; its message has at most [`FAILURE_MAX_BYTES`] of one line. None: from now on the guest can get no
+    /// more than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// What the guest does now that it was taken: what it was said to have before may be less than what it had then.
+    pub status: GuestStatus,
+}
+
+/// Most bytes of the message of [`Resized::failure`].
+pub const FAILURE_MAX_BYTES: usize = 512;
 
 /// An interface that wants a tap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +115,20 @@ pub enum Response {
         /// Whether the same request may succeed later.
         retryable: bool,
     },
+    /// What the guest shall have from now on, answered by [`Request::Resized`]. No descriptor. Not before `Granted` or `Resume`.
+    Resize(Resize),
+}
+
+/// What a guest shall have: within its configuration's limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resize {
+    /// Grows with each size that is wanted. One that is smaller than the last is out of date, and not carried out; the same again is.
+    pub sequence: u64,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Bytes of RAM.
+    pub memory_bytes: u64,
 }
 
 /// An interface whose tap is attached.
@@ -112,10 +160,15 @@ pub struct GuestStatus {
     /// What was found to boot on a disk, at most [`KERNEL_MAX_BYTES`] of one line; none where the configuration names a kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
+    /// What keeps the guest from the size that it shall have, as far as the VMM can tell: at most [`HINDRANCE_MAX_BYTES`] of one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hindrance: Option<String>,
 }
 
 /// Most bytes of [`GuestStatus::kernel`].
 pub const KERNEL_MAX_BYTES: usize = 256;
+/// Most bytes of [`GuestStatus::hindrance`].
+pub const HINDRANCE_MAX_BYTES: usize = 256;
 
 /// States of a guest.
 ///

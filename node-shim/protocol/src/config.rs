@@ -155,8 +155,63 @@ pub struct Disk {
     /// How much it may move.
     #[serde(default, skip_serializing_if = "RateLimit::is_unlimited")]
     pub rate_limit: RateLimit,
+    /// What the host's page cache does for it.
+    #[serde(default, skip_serializing_if = "Cache::is_default")]
+    pub cache: Cache,
+    /// What carries out its requests; the best that this process may use where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io: Option<Io>,
+    /// What becomes of space that the guest discards.
+    #[serde(default, skip_serializing_if = "Discard::is_default")]
+    pub discard: Discard,
     /// Where its contents come from.
     pub source: DiskSource,
+}
+
+/// What the host's page cache does for a disk. Closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Cache {
+    /// Reads and writes go through it.
+    #[default]
+    Writeback,
+    /// Nothing (`O_DIRECT`). Only for files that are written in place, and devices.
+    None,
+}
+
+impl Cache {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What carries out a disk's requests. Closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Io {
+    /// Threads.
+    Threads,
+    /// `io_uring(7)`: it is an error where this process may not use it.
+    IoUring,
+}
+
+/// What becomes of space that a guest discards. Closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Discard {
+    /// The storage gets it back, where it can take it.
+    #[default]
+    Unmap,
+    /// It stays allocated: the guest is told that the disk cannot discard.
+    Ignore,
+}
+
+impl Discard {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How much a device may move. What is left out has no limit.
@@ -204,6 +259,28 @@ pub enum DiskSource {
         /// The images that a qcow2 image is based on, the nearest first. Names in the image itself are never followed.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         backing: Vec<BackingImage>,
+    },
+    /// A raw file that the guest reads and writes in place. It is raw whatever is in it. No part of its path below the mount point that it is in may be a
+    /// symbolic link.
+    #[serde(rename_all = "camelCase")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that it has at least, a multiple of 512: it is made, sparse, or grown. Where it is left out the file must be there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        size_bytes: Option<u64>,
+    },
+    /// A block device that the guest reads and writes in place. It is raw whatever is in it.
+    Device {
+        /// The device.
+        path: PathBuf,
+    },
+    /// The files of a directory, as they are when the guest starts or is reset, on a read-only FAT file system.
+    Files {
+        /// The directory, as the kubelet makes those of `ConfigMap`s and Secrets; or an ordinary one, whose subdirectories are left out.
+        path: PathBuf,
+        /// Label of the file system: 1 to 11 letters, digits, `-` and `_`.
+        label: String,
     },
     /// A sparse, zeroed raw file in [`VmConfig::scratch`]. It is raw whatever its guest writes to it.
     #[serde(rename_all = "camelCase")]

@@ -5,12 +5,14 @@
 //! node-shim   -- agent::Request (+ descriptors) --> node-agent      one SOCK_SEQPACKET connection for a VM's life
 //! node-shim   <-- agent::Response (+ descriptors) -- node-agent
 //! anybody     -- control::Request (+ descriptor) --> node-shim     control socket; control::Response comes back
+//! anybody     -- guest::Request --> agent in the guest             vsock stream through node-shim; guest::Response comes back
 //! node-shim   -- Termination: exit code and termination message -->  kubelet --> operator
 //! ```
 
 pub mod agent;
 pub mod config;
 pub mod control;
+pub mod guest;
 pub mod overhead;
 pub mod paths;
 pub mod termination;

@@ -9,8 +9,10 @@ pub const CONFIG_DIR: &str = "/etc/tandem";
 pub const CONFIG_FILE: &str = "/etc/tandem/vm.json";
 /// Mount point of the image volume with kernel and initrd.
 pub const BOOT_DIR: &str = "/volumes/boot";
-/// Parent of the mount points of disk image volumes, one directory per disk name.
+/// Parent of the mount points of disks' volumes, one directory per disk name: images, claims, `ConfigMap`s and Secrets.
 pub const DISKS_DIR: &str = "/volumes/disks";
+/// Parent of the block devices of disks, one per disk name. In `/dev`, which the container runtime makes for such.
+pub const DEVICES_DIR: &str = "/dev/tandem";
 /// Mount point of the Secret with cloud-init data.
 pub const CLOUD_INIT_DIR: &str = "/volumes/cloud-init";
 /// The pod's writable emptyDir: overlays of image disks and empty disks.
@@ -21,5 +23,7 @@ pub const AGENT_DIR: &str = "/run/tandem";
 pub const AGENT_SOCKET: &str = "agent.sock";
 /// A VM's control socket, in [`SCRATCH_DIR`].
 pub const CONTROL_SOCKET: &str = "/scratch/control.sock";
+/// A VM's vsock device on the host's side, in [`SCRATCH_DIR`]: the way to the agent in the guest.
+pub const VSOCK_SOCKET: &str = "/scratch/vsock.sock";
 /// The kubelet's default termination message file.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";

@@ -15,6 +15,8 @@ pub enum ExitReason {
     InvalidBootSource,
     /// A disk image is missing or unusable.
     InvalidDisk,
+    /// A claim's file or device is missing, is used by another VMM, or cannot be opened. That may change without the VM being changed.
+    DiskUnavailable,
     /// cloud-init data is missing or too large.
     InvalidCloudInit,
     /// The node does not offer what the VM needs: KVM, its agent, scratch space. Another try or another node may help.
@@ -33,12 +35,13 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::PoweredOff,
         Self::ForcedOff,
         Self::InvalidConfig,
         Self::InvalidBootSource,
         Self::InvalidDisk,
+        Self::DiskUnavailable,
         Self::InvalidCloudInit,
         Self::HostUnavailable,
         Self::GuestCrashed,
@@ -59,6 +62,7 @@ impl ExitReason {
             Self::InvalidDisk => 22,
             Self::InvalidCloudInit => 23,
             Self::HostUnavailable => 30,
+            Self::DiskUnavailable => 31,
             Self::GuestCrashed => 40,
             Self::GuestPanicked => 41,
             Self::GuestHung => 42,
@@ -74,6 +78,7 @@ impl ExitReason {
             Self::InvalidConfig => "InvalidConfig",
             Self::InvalidBootSource => "InvalidBootSource",
             Self::InvalidDisk => "InvalidDisk",
+            Self::DiskUnavailable => "DiskUnavailable",
             Self::InvalidCloudInit => "InvalidCloudInit",
             Self::HostUnavailable => "HostUnavailable",
             Self::GuestCrashed => "GuestCrashed",
@@ -91,6 +96,7 @@ impl ExitReason {
             Self::PoweredOff
             | Self::ForcedOff
             | Self::HostUnavailable
+            | Self::DiskUnavailable
             | Self::GuestCrashed
             | Self::GuestPanicked
             | Self::GuestHung

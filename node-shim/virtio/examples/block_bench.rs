@@ -91,6 +91,7 @@ fn measure(storage: &Arc<dyn Storage>, engine: Engine, depth: u16, write: bool, 
                 engine,
                 limits: Limits::default(),
                 on_thread: node_shim_virtio::threads::unconfined,
+                discard: true,
                 spare_processor: true,
             };
             Block::start(options, Arc::clone(storage))?

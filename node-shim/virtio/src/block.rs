@@ -11,6 +11,7 @@
 //! waits for nothing, and is served by whoever delivers its events.
 
 mod backend;
+mod direct;
 mod execute;
 pub mod file;
 pub mod format;
@@ -37,7 +38,7 @@ pub use self::backend::Engine;
 use self::execute::{Executor, SERIAL_BYTES};
 pub use self::file::FileStorage;
 pub use self::format::{Format, Image};
-pub use self::memory::MemoryStorage;
+pub use self::memory::{MemoryStorage, ReplaceableStorage};
 pub use self::overlay::{OverlayStorage, throw_away};
 pub use self::storage::{SECTOR_BYTES, Storage, StorageError};
 use self::thread::DiskThread;
@@ -86,6 +87,8 @@ pub struct Options {
     pub queues: u16,
     /// What carries out its requests.
     pub engine: Engine,
+    /// The driver may give space back.
+    pub discard: bool,
     /// How much it may move.
     pub limits: Limits,
     /// Confines its threads.
@@ -144,7 +147,7 @@ impl Block {
             queues: 1,
             engine: Engine::Inline,
             limits: Limits::default(),
-            executor: executor(serial, storage),
+            executor: executor(serial, storage, true),
             place: Place::Caller(None),
             active: false,
             features: 0,
@@ -163,11 +166,12 @@ impl Block {
             serial,
             queues,
             engine,
+            discard,
             limits,
             on_thread,
             spare_processor,
         } = options;
-        let executor = executor(&serial, storage);
+        let executor = executor(&serial, storage, discard);
         let thread = DiskThread::start(&name, engine, &executor, on_thread, spare_processor)?;
         Ok(Self {
             name,
@@ -227,12 +231,12 @@ impl Block {
         put(48, &request::MAX_RANGE_SECTORS.to_le_bytes());
         put(52, &request::MAX_RANGES_U32.to_le_bytes());
         // Zeroing may deallocate.
-        put(56, &[1]);
+        put(56, &[u8::from(limits.discard)]);
         config
     }
 }
 
-fn executor(serial: &str, storage: Arc<dyn Storage>) -> Arc<Executor> {
+fn executor(serial: &str, storage: Arc<dyn Storage>, discard: bool) -> Arc<Executor> {
     let mut bytes = [0; SERIAL_BYTES];
     for (byte, given) in bytes.iter_mut().zip(serial.bytes()) {
         *byte = given;
@@ -240,6 +244,7 @@ fn executor(serial: &str, storage: Arc<dyn Storage>) -> Arc<Executor> {
     Arc::new(Executor {
         storage,
         serial: bytes,
+        discard,
         write_back: AtomicBool::new(true),
     })
 }
@@ -258,12 +263,14 @@ impl VirtioDevice for Block {
         if self.queues > 1 {
             features |= FEATURE_MULTI_QUEUE;
         }
-        features
-            | if self.executor.limits().read_only {
-                FEATURE_READ_ONLY
-            } else {
-                FEATURE_CONFIG_WRITE_BACK | FEATURE_DISCARD | FEATURE_WRITE_ZEROES
-            }
+        let limits = self.executor.limits();
+        if limits.read_only {
+            return features | FEATURE_READ_ONLY;
+        }
+        if limits.discard {
+            features |= FEATURE_DISCARD;
+        }
+        features | FEATURE_CONFIG_WRITE_BACK | FEATURE_WRITE_ZEROES
     }
 
     fn queue_max_sizes(&self) -> &[u16] {

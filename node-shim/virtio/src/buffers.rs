@@ -88,6 +88,22 @@ impl<'m> Buffers<'m> {
         self.remaining == 0
     }
 
+    /// Whether the first `length` bytes, which are there, begin and end at multiples of `alignment` in each piece.
+    pub fn is_aligned(&self, length: usize, alignment: usize) -> bool {
+        let mut left = length;
+        for vector in self.vectors.get(self.first..).unwrap_or_default() {
+            if left == 0 {
+                break;
+            }
+            let count = vector.iov_len.min(left);
+            if !vector.iov_base.addr().is_multiple_of(alignment) || !count.is_multiple_of(alignment) {
+                return false;
+            }
+            left -= count;
+        }
+        left == 0
+    }
+
     /// Drops everything after the first `length` bytes.
     pub fn truncate(&mut self, length: usize) {
         let mut excess = self.remaining.saturating_sub(length);

@@ -127,11 +127,15 @@ pub trait VirtioDevice: Send {
     fn name(&self) -> &str;
     /// The device-specific feature bits that it offers; the transport adds [`FEATURE_VERSION_1`], [`FEATURE_EVENT_IDX`] and
     /// [`FEATURE_INDIRECT_DESC`].
-    fn features(&self) -> u64;
+    fn features(&self) -> u64 {
+        0
+    }
     /// The largest size of each queue, each a power of two.
     fn queue_max_sizes(&self) -> &[u16];
-    /// Reads from the device-specific configuration; bytes outside of it read as zero.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Reads from the device-specific configuration; bytes outside of it read as zero, and so all of a device that has none.
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
     /// Writes to the device-specific configuration; most devices have nothing to write.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// The driver is ready.

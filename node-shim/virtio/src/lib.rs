@@ -17,6 +17,7 @@ pub mod chain;
 pub mod console;
 pub mod device;
 pub mod discard;
+pub mod fat;
 pub mod heads;
 pub mod lock;
 pub mod mem;

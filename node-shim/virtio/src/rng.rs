@@ -42,16 +42,8 @@ impl VirtioDevice for Rng {
         "rng"
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE]
-    }
-
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), DeviceError> {

@@ -1,14 +1,14 @@
 //! The `NoCloud` seed: a FAT file system labelled `CIDATA` with the files that cloud-init's `NoCloud` data source reads.
 
-use std::io::{self, Cursor, Write};
+use std::io;
 
-use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 use serde_json::json;
 
 use crate::block::memory::MemoryStorage;
+use crate::fat;
 
-/// Label by which cloud-init finds the disk, padded as FAT has it.
-const LABEL: [u8; 11] = *b"CIDATA     ";
+/// Label by which cloud-init finds the disk.
+const LABEL: &str = "CIDATA";
 /// What a file takes at most beyond its own bytes: the rest of its last cluster, and its directory entries.
 const FILE_OVERHEAD_BYTES: usize = 8 * 1024;
 /// Boot sector, tables, root directory, of a disk of the sizes that are possible here.
@@ -51,29 +51,17 @@ impl Seed<'_> {
             ("user-data", Some(user_data)),
             ("network-config", self.network_config),
         ];
-        let bytes: usize = files
-            .iter()
-            .filter_map(|(_, data)| *data)
-            .map(|data| data.len() + FILE_OVERHEAD_BYTES)
-            .sum();
-        let mut disk = Cursor::new(vec![0; (FIXED_BYTES + bytes).next_multiple_of(4096)]);
-        fatfs::format_volume(&mut disk, FormatVolumeOptions::new().volume_label(LABEL))?;
-        let file_system = FileSystem::new(&mut disk, FsOptions::new())?;
-        for (name, data) in files {
-            if let Some(data) = data {
-                let mut file = file_system.root_dir().create_file(name)?;
-                file.write_all(data)?;
-                file.flush()?;
-            }
-        }
-        file_system.unmount()?;
-        Ok(disk.into_inner())
+        let files: Vec<(&str, &[u8])> = files
+            .into_iter()
+            .filter_map(|(name, data)| data.map(|data| (name, data)))
+            .collect();
+        let bytes: usize = files.iter().map(|(_, data)| data.len() + FILE_OVERHEAD_BYTES).sum();
+        fat::disk(fat::label(LABEL), &files, (FIXED_BYTES + bytes).next_multiple_of(4096))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
     use std::process::Command;
 
     use super::*;
@@ -89,16 +77,7 @@ mod tests {
     }
 
     fn read(disk: &MemoryStorage, name: &str) -> Vec<u8> {
-        let mut bytes = disk.as_bytes().to_vec();
-        let file_system = FileSystem::new(Cursor::new(&mut bytes), FsOptions::new()).unwrap();
-        let mut contents = Vec::new();
-        file_system
-            .root_dir()
-            .open_file(name)
-            .unwrap()
-            .read_to_end(&mut contents)
-            .unwrap();
-        contents
+        fat::tests::read(disk.as_bytes(), name)
     }
 
     #[test]

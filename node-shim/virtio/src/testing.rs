@@ -2,10 +2,12 @@
 
 pub mod activation;
 pub mod driver;
+pub mod loop_device;
 pub mod vmm;
 
 pub use activation::activate;
 pub use driver::{Descriptor, DriverQueue};
+pub use loop_device::LoopDevice;
 pub use vmm::{ActivatorLog, InterruptLog};
 
 use std::sync::Arc;

@@ -246,10 +246,6 @@ impl VirtioDevice for Vsock {
         "vsock"
     }
 
-    fn features(&self) -> u64 {
-        0
-    }
-
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE; 3]
     }

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use node_shim_protocol::agent::{GuestStatus, InterfaceGrant, InterfaceRequest, Request, Response, VERSION};
+use node_shim_protocol::agent::{
+    GuestStatus, InterfaceGrant, InterfaceRequest, Request, Resize, Resized, Response, VERSION,
+};
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -49,6 +51,15 @@ pub(crate) enum AgentError {
     Stopped,
 }
 
+/// Where the agent is, and who calls it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    /// Its socket.
+    pub(crate) socket: PathBuf,
+    /// UID of our pod.
+    pub(crate) pod_uid: String,
+}
+
 /// What the agent gave.
 pub(crate) struct Grant {
     /// `/dev/kvm`.
@@ -61,25 +72,26 @@ pub(crate) struct Grant {
 
 /// Asks for `/dev/kvm` and taps until they are granted, refused for good, or too late.
 pub(crate) fn negotiate(
-    socket: &Path,
+    address: &Address,
     interfaces: &[InterfaceRequest],
     signals: &Signals,
 ) -> Result<Grant, AgentError> {
     let namespace = std::fs::File::open("/proc/self/ns/net").map_err(AgentError::Namespace)?;
     let hello = Request::Hello {
         version: VERSION,
+        pod_uid: address.pod_uid.clone(),
         interfaces: interfaces.to_vec(),
     };
     let deadline = Instant::now() + NEGOTIATION_MAX;
     let mut backoff = Backoff::new();
     loop {
-        let last = match ask(socket, &hello, &namespace, signals)? {
+        let last = match ask(&address.socket, &hello, &namespace, signals)? {
             Answer::Granted {
                 connection,
                 response,
                 descriptors,
             } => {
-                return granted(socket, connection, interfaces, response, descriptors);
+                return granted(address, connection, interfaces, response, descriptors);
             }
             Answer::Refused {
                 reason,
@@ -94,7 +106,7 @@ pub(crate) fn negotiate(
         let pause = backoff.next();
         if Instant::now() + pause >= deadline {
             return Err(AgentError::TimedOut {
-                socket: socket.to_owned(),
+                socket: address.socket.clone(),
                 last,
             });
         }
@@ -162,6 +174,7 @@ fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &Sign
             descriptors,
         }),
         Ok(Some((Response::Refused { reason, retryable }, _))) => Ok(Answer::Refused { reason, retryable }),
+        Ok(Some((Response::Resize(_), _))) => Err(AgentError::Unusable("a Resize before Granted".to_owned())),
         Ok(None) => Ok(Answer::Failed(
             "it closed the connection without an answer, as an agent of an older release does".to_owned(),
         )),
@@ -198,7 +211,7 @@ fn wait(signals: &Signals, connection: Option<&OwnedFd>, limit: Duration) -> Res
 
 /// Matches descriptors to what was asked for.
 fn granted(
-    socket: &Path,
+    address: &Address,
     connection: OwnedFd,
     asked: &[InterfaceRequest],
     response: Vec<InterfaceGrant>,
@@ -241,21 +254,24 @@ fn granted(
             })
             .collect(),
         link: Link {
-            socket: socket.to_owned(),
+            address: address.clone(),
             state: LinkState::Connected {
                 connection,
                 token: None,
             },
             backoff: Backoff::new(),
+            newest: None,
         },
     })
 }
 
 /// The connection while the VM runs.
 pub(crate) struct Link {
-    socket: PathBuf,
+    address: Address,
     state: LinkState,
     backoff: Backoff,
+    /// Greatest `sequence` of a [`Resize`], from whichever agent.
+    newest: Option<u64>,
 }
 
 enum LinkState {
@@ -289,20 +305,39 @@ impl Link {
 
     /// Tells the agent what the guest does.
     pub(crate) fn report(&mut self, poll: &Poll, status: &GuestStatus) {
+        self.say(poll, &Request::Status(status.clone()));
+    }
+
+    /// Tells the agent what became of what it asked for.
+    pub(crate) fn answer(&mut self, poll: &Poll, resized: Resized) {
+        self.say(poll, &Request::Resized(resized));
+    }
+
+    fn say(&mut self, poll: &Poll, request: &Request) {
         if let LinkState::Connected { connection, .. } = &self.state
-            && let Err(error) = packet::send(connection, &Request::Status(status.clone()), &[])
+            && let Err(error) = packet::send(connection, request, &[])
         {
             self.lose(poll, &error.to_string());
         }
     }
 
-    /// The agent said something, or went away.
-    pub(crate) fn on_readable(&mut self, poll: &Poll) {
+    /// The agent said something, or went away. What it asks for is returned, unless something newer was asked for before.
+    pub(crate) fn on_readable(&mut self, poll: &Poll) -> Option<Resize> {
         let LinkState::Connected { connection, .. } = &self.state else {
-            return;
+            return None;
         };
         match packet::receive(connection) {
             Ok(Some((Response::Granted { .. }, _))) => {}
+            Ok(Some((Response::Resize(resize), _))) => {
+                if self.newest.is_none_or(|newest| newest <= resize.sequence) {
+                    self.newest = Some(resize.sequence);
+                    return Some(resize);
+                }
+                log::line(format_args!(
+                    "the node agent asked for size {} after a newer one; left as it is",
+                    resize.sequence
+                ));
+            }
             Ok(Some((
                 Response::Refused {
                     reason,
@@ -324,14 +359,11 @@ impl Link {
             Ok(None) => self.lose(poll, "it closed the connection"),
             Err(error) => self.lose(poll, &error.to_string()),
         }
+        None
     }
 
-    /// Connects again when it is time to.
+    /// Connects again; [`Self::wake_at`] says when.
     pub(crate) fn on_time(&mut self, now: Instant, poll: &Poll, status: &GuestStatus) {
-        match self.state {
-            LinkState::Lost { retry_at } if now >= retry_at => {}
-            LinkState::Lost { .. } | LinkState::Connected { .. } | LinkState::GivenUp => return,
-        }
         match self.resume(poll, status) {
             Ok(()) => {
                 self.backoff = Backoff::new();
@@ -346,9 +378,10 @@ impl Link {
     }
 
     fn resume(&mut self, poll: &Poll, status: &GuestStatus) -> Result<(), PacketError> {
-        let connection = packet::connect(&self.socket)?;
+        let connection = packet::connect(&self.address.socket)?;
         let resume = Request::Resume {
             version: VERSION,
+            pod_uid: self.address.pod_uid.clone(),
             status: status.clone(),
         };
         packet::send(&connection, &resume, &[])?;

@@ -62,6 +62,17 @@ pub(crate) enum CpuError {
     },
 }
 
+/// A guest that did not take, or give up, a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unwilling {
+    /// The vCPU.
+    pub(crate) cpu: u8,
+    /// 3: it was to be given up; else it was plugged (ACPI 6.4, 6.3.5).
+    pub(crate) event: u8,
+    /// Why, as the guest says.
+    pub(crate) status: u8,
+}
+
 struct Running {
     vcpu: Vcpu,
     parking: Arc<Parking>,
@@ -72,6 +83,8 @@ pub(crate) struct CpuController {
     registers: Mutex<Cpus>,
     /// By index. Taken before `registers` where both are.
     running: Mutex<Vec<Option<Running>>>,
+    /// What the guest last said to what it was last asked for, where that was no.
+    unwilling: Mutex<Option<Unwilling>>,
     vm: Arc<Vm>,
     supported: CpuId,
     max: u8,
@@ -95,6 +108,7 @@ impl CpuController {
         Self {
             registers: Mutex::new(registers),
             running: Mutex::new((0..max).map(|_| None).collect()),
+            unwilling: Mutex::default(),
             vm,
             supported,
             max,
@@ -169,17 +183,22 @@ impl CpuController {
         Ok(())
     }
 
-    /// Asks for the first `wanted` vCPUs: those that are missing are plugged at once, those that are too many go when the guest lets them.
-    /// Returns how many were asked for.
-    ///
-    /// # Errors
-    /// When there cannot be so many, or a vCPU cannot be had; then those before it were plugged.
-    pub(crate) fn set(&self, wanted: u32) -> Result<u8, CpuError> {
+    /// So many vCPUs, where there can be so many.
+    pub(crate) fn possible(&self, wanted: u32) -> Result<u8, CpuError> {
         let possible = u8::try_from(wanted)
             .ok()
             .filter(|wanted| (1..=self.max).contains(wanted));
-        let wanted = possible.ok_or(CpuError::Range { wanted, max: self.max })?;
+        possible.ok_or(CpuError::Range { wanted, max: self.max })
+    }
+
+    /// Asks for the first `wanted` vCPUs, which are [`Self::possible`]: those that are missing are plugged at once, those that are too many go
+    /// when the guest lets them.
+    ///
+    /// # Errors
+    /// When a vCPU cannot be had; then those before it were plugged.
+    pub(crate) fn set(&self, wanted: u8) -> Result<(), CpuError> {
         let mut running = lock(&self.running);
+        *lock(&self.unwilling) = None;
         let change = lock(&self.registers).want(wanted);
         let mut notify = change.notify;
         let mut outcome = Ok(());
@@ -198,7 +217,7 @@ impl CpuController {
                 source,
             })?;
         }
-        outcome.map(|()| wanted)
+        outcome
     }
 
     fn bring(&self, running: &mut [Option<Running>], index: u8) -> Result<(), CpuError> {
@@ -207,12 +226,18 @@ impl CpuController {
             return Ok(());
         }
         let processor = self.create(index)?;
+        registers::join_interrupt_map(&processor.descriptor).map_err(|source| CpuError::Registers { index, source })?;
         self.run_in(running, index, processor, Parking::default())
     }
 
     /// Number of vCPUs that are there.
     pub(crate) fn present(&self) -> u8 {
         lock(&self.registers).present()
+    }
+
+    /// What the guest has against what it was last asked for.
+    pub(crate) fn unwilling(&self) -> Option<Unwilling> {
+        *lock(&self.unwilling)
     }
 
     /// Lets the vCPUs run.
@@ -288,11 +313,16 @@ impl BusDevice for CpuController {
                     one.parking.park();
                     one.vcpu.kick();
                 }
+                self.mailbox.nudge();
             }
-            Effect::Outcome { cpu, event, status } => log::guest(format_args!(
-                "the guest did not {} vCPU {cpu} (status {status:#x})",
-                if event == 3 { "give up" } else { "take" }
-            )),
+            Effect::Outcome { cpu, event, status } => {
+                *lock(&self.unwilling) = Some(Unwilling { cpu, event, status });
+                self.mailbox.nudge();
+                log::guest(format_args!(
+                    "the guest did not {} vCPU {cpu} (status {status:#x})",
+                    if event == 3 { "give up" } else { "take" }
+                ));
+            }
         }
     }
 }

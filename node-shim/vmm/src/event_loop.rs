@@ -30,9 +30,11 @@ use crate::terminal;
 
 pub(crate) mod hotplug;
 mod requests;
+mod size;
 mod standstill;
 
 use self::hotplug::{Named, Plugged};
+use self::size::{Reports, Size};
 use self::standstill::Saving;
 
 /// A guest whose button driver was not yet there, or that cleared the event and did nothing, sees the button pressed again.
@@ -112,6 +114,8 @@ pub(crate) struct Identity {
     pub(crate) scratch: PathBuf,
     /// Their names.
     pub(crate) disk_files: Vec<String>,
+    /// Why no snapshot can have a copy of every disk.
+    pub(crate) without_copies: Option<String>,
     /// The disks and interfaces in their slots.
     pub(crate) devices: Vec<Option<Named>>,
     /// When the process started.
@@ -138,6 +142,8 @@ pub(crate) struct EventLoop {
     mapped_file: bool,
     restored_in: Option<Duration>,
     plugged: Plugged,
+    /// When the agent is told of the guest's size.
+    reports: Reports,
     /// The snapshot that is being written.
     saving: Option<Saving>,
     /// Set by the power button: when to press it again, and when to stop waiting.
@@ -196,6 +202,7 @@ pub(crate) fn run(platform: Platform, supervisor: Supervisor) -> Result<Ending, 
         mapped_file: restored.is_some(),
         restored_in: None,
         plugged,
+        reports: Reports::new(),
         saving: None,
         power_off: None,
         stdin: Stdin::Closed,
@@ -238,11 +245,9 @@ impl EventLoop {
                 None => self.start()?,
                 Some(saved) => self.restore(&saved)?,
             };
-            self.report();
+            self.report(&machine);
             self.poll_stdin().map_err(RunError::Poll)?;
             let next = self.supervise(&machine);
-            // The next life has as many as this one has now.
-            self.platform.vcpus = machine.cpus.present();
             machine.stop();
             match next.map_err(RunError::Poll)? {
                 Next::End(ending) => return Ok(ending),
@@ -305,7 +310,7 @@ impl EventLoop {
             .as_ref()
             .map(|power_off| power_off.press_again.min(power_off.give_up));
         let agent = self.agent.as_ref().and_then(Link::wake_at);
-        let next = power_off.into_iter().chain(agent).min()?;
+        let next = power_off.into_iter().chain(agent).chain(self.reports.wake_at()).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 
@@ -320,7 +325,10 @@ impl EventLoop {
                     self.tell_size();
                 }
             }
-            Source::Mailbox => self.events.append(&mut self.platform.mailbox.take()),
+            Source::Mailbox => {
+                self.events.append(&mut self.platform.mailbox.take());
+                self.keep_vcpus(machine);
+            }
             Source::Stdin => self.read_stdin(machine),
             Source::StdinDrained => {
                 // Read only to empty it.
@@ -335,8 +343,9 @@ impl EventLoop {
                 }
             }
             Source::Agent => {
-                if let Some(agent) = &mut self.agent {
-                    agent.on_readable(&self.poll);
+                let resize = self.agent.as_mut().and_then(|agent| agent.on_readable(&self.poll));
+                if let Some(resize) = resize {
+                    self.on_resize(machine, resize);
                 }
             }
             Source::Doorbell { function, queue, kick } => {
@@ -371,10 +380,14 @@ impl EventLoop {
                 press(machine);
             }
         }
-        let status = self.status();
-        if let Some(agent) = &mut self.agent {
-            agent.on_time(now, &self.poll, &status);
+        let reconnect = self.agent.as_ref().and_then(Link::wake_at).is_some_and(|at| now >= at);
+        if reconnect {
+            let status = self.status(&self.size(machine));
+            if let Some(agent) = &mut self.agent {
+                agent.on_time(now, &self.poll, &status);
+            }
         }
+        self.report_size(machine, now);
     }
 
     /// Asks the state what to do about an event, and does it.
@@ -388,7 +401,7 @@ impl EventLoop {
         match action {
             Action::None => Outcome::Done,
             Action::Report => {
-                self.report();
+                self.report(machine);
                 Outcome::Done
             }
             Action::PressPowerButton => self.press_power_button(machine),
@@ -437,7 +450,7 @@ impl EventLoop {
             self.grace.as_secs()
         ));
         press(machine);
-        self.report();
+        self.report(machine);
         Outcome::Done
     }
 
@@ -474,6 +487,9 @@ impl EventLoop {
         for function in self.platform.pci.functions() {
             function.power_on_reset();
         }
+        for disk in &self.platform.files {
+            disk.refresh();
+        }
         self.platform.slots.power_on();
         self.platform.events.power_on();
         self.platform.clock.power_on();
@@ -487,7 +503,7 @@ impl EventLoop {
         Ok(())
     }
 
-    fn status(&self) -> GuestStatus {
+    fn status(&self, size: &Size) -> GuestStatus {
         GuestStatus {
             state: match self.state.phase {
                 Phase::Booting | Phase::Paused { booted: false } | Phase::Saving { booted: false, .. } => {
@@ -499,15 +515,21 @@ impl EventLoop {
                 Phase::PoweringOff | Phase::Ended(_) => GuestState::PoweringOff,
             },
             boot_time_ms: self.boot_time_ms,
-            vcpus: u32::from(self.platform.vcpus),
-            memory_bytes: self.platform.memory_plan.size_bytes,
+            vcpus: size.vcpus,
+            memory_bytes: size.memory_bytes,
             resets: self.resets,
             kernel: self.platform.boot.found(),
+            hindrance: size.hindrance.clone(),
         }
     }
 
-    fn report(&mut self) {
-        let status = self.status();
+    fn report(&mut self, machine: &Machine) {
+        if self.agent.is_none() {
+            return;
+        }
+        let size = self.size(machine);
+        let status = self.status(&size);
+        self.reports.tell(Instant::now(), size);
         if let Some(agent) = &mut self.agent {
             agent.report(&self.poll, &status);
         }

@@ -1,16 +1,22 @@
 //! The generic event device: an interrupt, and a port that says what it was for (the AML: [`crate::acpi::hotplug`]).
+//!
+//! The interrupt is level-triggered: its line is up until the guest has asked. An edge would be lost on a guest whose driver is not there yet, and
+//! what it was for would wait for the next event.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+
+use node_shim_virtio::lock::lock;
 
 use crate::bus::BusDevice;
 use crate::kvm::Vm;
 use crate::layout;
+use crate::log;
 
 /// What has happened since the guest last asked.
 pub(crate) struct Events {
-    happened: AtomicU8,
+    /// Locked while the line changes, so that the line is up exactly when there is something to ask for.
+    happened: Mutex<u8>,
     vm: Arc<Vm>,
 }
 
@@ -18,7 +24,7 @@ impl Events {
     /// Nothing has happened.
     pub(crate) fn new(vm: Arc<Vm>) -> Self {
         Self {
-            happened: AtomicU8::new(0),
+            happened: Mutex::new(0),
             vm,
         }
     }
@@ -28,23 +34,44 @@ impl Events {
     /// # Errors
     /// When KVM does not raise the interrupt.
     pub(crate) fn raise(&self, event: u8) -> io::Result<()> {
-        self.happened.fetch_or(event, Ordering::AcqRel);
-        self.vm.pulse_line(layout::EVENTS_IRQ)
+        let mut happened = lock(&self.happened);
+        *happened |= event;
+        self.set_line(*happened)
     }
 
     /// What the guest has not yet asked for.
     pub(crate) fn save(&self) -> u8 {
-        self.happened.load(Ordering::Acquire)
+        *lock(&self.happened)
     }
 
-    /// Takes over what [`Self::save`] returned; the interrupt is on its way in the interrupt controller's state.
-    pub(crate) fn restore(&self, happened: u8) {
-        self.happened.store(happened, Ordering::Release);
+    /// Takes over what [`Self::save`] returned. The interrupt controller's state has what became of the line, but not the line.
+    ///
+    /// # Errors
+    /// When KVM does not raise the interrupt.
+    pub(crate) fn restore(&self, saved: u8) -> io::Result<()> {
+        let mut happened = lock(&self.happened);
+        *happened = saved;
+        self.set_line(saved)
     }
 
     /// The machine was reset.
     pub(crate) fn power_on(&self) {
-        self.happened.store(0, Ordering::Release);
+        self.take();
+    }
+
+    fn take(&self) -> u8 {
+        let mut happened = lock(&self.happened);
+        let taken = std::mem::take(&mut *happened);
+        if let Err(error) = self.set_line(0) {
+            log::guest(format_args!(
+                "failed to take the event device's interrupt back: {error}"
+            ));
+        }
+        taken
+    }
+
+    fn set_line(&self, happened: u8) -> io::Result<()> {
+        self.vm.set_line(layout::EVENTS_IRQ, happened != 0)
     }
 }
 
@@ -52,7 +79,7 @@ impl BusDevice for Events {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let [value] = data {
-            *value = self.happened.swap(0, Ordering::AcqRel);
+            *value = self.take();
         }
     }
 

@@ -60,7 +60,7 @@ struct Jail {
     facts: Facts,
     mode: Mode,
     /// By [`Kind`], made when the first thread of it is started.
-    programs: [OnceLock<Arc<BpfProgram>>; Kind::ALL.len()],
+    filters: [OnceLock<Arc<[BpfProgram]>>; Kind::ALL.len()],
     /// Threads that were started and have no filter yet.
     pending: Mutex<usize>,
     entered: Condvar,
@@ -88,7 +88,7 @@ pub(crate) fn prepare(mode: Mode, connects: bool) -> Result<(), JailError> {
             connects,
         },
         mode,
-        programs: Default::default(),
+        filters: Default::default(),
         pending: Mutex::default(),
         entered: Condvar::new(),
     };
@@ -109,6 +109,15 @@ fn keep_allocator_from_files() {
     ] {
         // SAFETY: only sets limits of the allocator. One that does not know a limit has none.
         unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Makes the filters that every VM needs, for whoever installs them later.
+pub(crate) fn make_filters() {
+    let Some(jail) = JAIL.get() else { return };
+    for kind in [Kind::Main, Kind::Vcpu] {
+        // Who needs it finds out why there is none.
+        let _ = jail.filters(kind);
     }
 }
 
@@ -137,36 +146,29 @@ pub(crate) fn enter(paths: &paths::Paths) -> Result<Isolation, JailError> {
 }
 
 impl Jail {
-    fn program(&self, kind: Kind) -> Result<Arc<BpfProgram>, JailError> {
-        let slot = &self.programs[kind as usize];
-        if let Some(program) = slot.get() {
-            return Ok(Arc::clone(program));
+    fn filters(&self, kind: Kind) -> Result<Arc<[BpfProgram]>, JailError> {
+        let slot = &self.filters[kind as usize];
+        if let Some(filters) = slot.get() {
+            return Ok(Arc::clone(filters));
         }
-        let program = seccomp::compile(kind, self.facts, self.mode).map_err(|source| JailError::Compile {
+        let filters = seccomp::filters(kind, self.facts, self.mode).map_err(|source| JailError::Compile {
             kind: kind.name(),
             source,
         })?;
-        Ok(Arc::clone(slot.get_or_init(|| Arc::new(program))))
+        Ok(Arc::clone(slot.get_or_init(|| filters.into())))
     }
 
     /// Confines the calling thread.
     fn enter(&self, kind: Kind) -> Result<(), JailError> {
-        let install = |program: &BpfProgram| {
-            seccompiler::apply_filter(program).map_err(|source| JailError::Install {
-                kind: kind.name(),
-                source,
-            })
-        };
-        let program = self.program(kind)?;
+        let filters = self.filters(kind)?;
         violation::set_kind(kind);
-        if kind == Kind::Main {
-            let refusal = seccomp::compile_refusal().map_err(|source| JailError::Compile {
+        for filter in filters.iter() {
+            seccompiler::apply_filter(filter).map_err(|source| JailError::Install {
                 kind: kind.name(),
                 source,
             })?;
-            install(&refusal)?;
         }
-        install(&program)
+        Ok(())
     }
 }
 
@@ -185,7 +187,7 @@ impl Entry {
 }
 
 impl Drop for Entry {
-    /// It has entered, or there is no such thread.
+    /// It has entered or ended, or there is no such thread.
     fn drop(&mut self) {
         if let Some((jail, _)) = self.0 {
             *lock(&jail.pending) -= 1;

@@ -67,6 +67,8 @@ fn named<T>(what: &'static str, result: Result<T, kvm_ioctls::Error>) -> Result<
 /// `/dev/kvm`, checked for what this VMM needs.
 pub(crate) struct Host {
     kvm: Kvm,
+    /// What [`Self::supported_cpuid`] found: the host's processor is asked for each leaf, which takes a while inside of a VM.
+    cpuid: Mutex<Option<CpuId>>,
 }
 
 impl Host {
@@ -102,7 +104,10 @@ impl Host {
                 return Err(KvmError::Missing(name));
             }
         }
-        Ok(Self { kvm })
+        Ok(Self {
+            kvm,
+            cpuid: Mutex::default(),
+        })
     }
 
     /// Most vCPUs of one VM.
@@ -112,10 +117,15 @@ impl Host {
 
     /// The CPUID leaves that KVM can show to a guest.
     pub(crate) fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
-        named(
+        let mut known = lock(&self.cpuid);
+        if let Some(leaves) = &*known {
+            return Ok(leaves.clone());
+        }
+        let leaves = named(
             "KVM_GET_SUPPORTED_CPUID",
             self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES),
-        )
+        )?;
+        Ok(known.insert(leaves).clone())
     }
 
     /// Creates a VM with its interrupt chips and its memory.
@@ -129,6 +139,9 @@ impl Host {
 
     fn create_vm_fd(&self, memory: &Memory) -> Result<VmFd, KvmError> {
         let fd = named("KVM_CREATE_VM", self.kvm.create_vm())?;
+        // Before anything that registers devices on KVM's buses: a slot that is set waits for every reader of the VM's SRCU, and
+        // those that the chips leave behind take milliseconds.
+        set_memory(&fd, memory)?;
         named("KVM_SET_TSS_ADDR", fd.set_tss_address(layout::KVM_TSS))?;
         named(
             "KVM_SET_IDENTITY_MAP_ADDR",
@@ -140,7 +153,6 @@ impl Host {
             ..Default::default()
         };
         named("KVM_CREATE_PIT2", fd.create_pit2(pit))?;
-        set_memory(&fd, memory)?;
         Ok(fd)
     }
 }

@@ -97,7 +97,7 @@ pub(crate) const PANIC_PORT: u16 = 0x505;
 pub(crate) const WATCHDOG: u16 = 0x610;
 /// Port that says what the generic event device's interrupt is for.
 pub(crate) const EVENTS: u16 = 0x620;
-/// Interrupt of the generic event device: edge-triggered, beyond those of ISA.
+/// Interrupt of the generic event device: level-triggered, beyond those of ISA.
 pub(crate) const EVENTS_IRQ: u32 = 16;
 /// Registers for plugging processors.
 pub(crate) const CPUS: u16 = 0x630;

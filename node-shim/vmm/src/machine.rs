@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::console::Output;
 use crate::cpus::{CpuController, CpuError};
 use crate::devices::Handles;
+use crate::devices::disk::FilesDisk;
 use crate::events::Events;
 use crate::kvm::{Host, KvmError, Vm};
 use crate::layout;
@@ -75,7 +76,7 @@ impl MachineError {
 /// What outlives a reset.
 pub(crate) struct Platform {
     /// KVM.
-    pub(crate) host: Host,
+    pub(crate) host: Arc<Host>,
     /// The VM in KVM.
     pub(crate) vm: Arc<Vm>,
     /// Guest RAM.
@@ -94,6 +95,8 @@ pub(crate) struct Platform {
     pub(crate) events: Arc<Events>,
     /// Plugs and unplugs virtio devices.
     pub(crate) slots: Arc<SlotController>,
+    /// The disks that are made anew for each start of the guest.
+    pub(crate) files: Vec<FilesDisk>,
     /// Of the devices that are told what to do while the guest runs.
     pub(crate) handles: Handles,
     /// The time.

@@ -38,6 +38,11 @@ impl Mailbox {
         self.wake.signal();
     }
 
+    /// Has the thread look at what the guest has. However often: it takes no room from events.
+    pub(crate) fn nudge(&self) {
+        self.wake.signal();
+    }
+
     /// Takes everything.
     pub(crate) fn take(&self) -> VecDeque<Event> {
         self.wake.clear();

@@ -6,7 +6,7 @@
 //!                            machine: vCPUs, chips  <---+    | mailbox, doorbells, signals, stdin, agent
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +30,7 @@ mod cpus;
 mod devices;
 mod event_loop;
 mod events;
+mod guest_agent;
 mod jail;
 mod kvm;
 mod layout;
@@ -81,8 +82,11 @@ enum Command {
         #[arg(long)]
         control: Option<PathBuf>,
         /// Socket of the node agent, which opens /dev/kvm and taps. Without it both are opened here.
-        #[arg(long)]
+        #[arg(long, requires = "pod_uid")]
         agent: Option<PathBuf>,
+        /// UID of the pod that this runs in, for the node agent.
+        #[arg(long, value_name = "UID", requires = "agent")]
+        pod_uid: Option<String>,
         /// A directory that snapshots may be written to, besides the scratch directory. May be given again.
         #[arg(long, value_name = "DIRECTORY")]
         snapshots: Vec<PathBuf>,
@@ -99,7 +103,7 @@ enum Command {
         #[arg(long, default_value = paths::CONTROL_SOCKET)]
         socket: PathBuf,
         #[command(subcommand)]
-        verb: Verb,
+        verb: ControlVerb,
     },
     /// Does something with a disk of a VM that does not run.
     Disk {
@@ -111,6 +115,21 @@ enum Command {
         /// The VM's configuration: a VmConfig in JSON.
         #[arg(long)]
         config: PathBuf,
+    },
+}
+
+/// Whom to ask.
+#[derive(Subcommand)]
+enum ControlVerb {
+    #[command(flatten)]
+    Vmm(Verb),
+    /// Asks the agent in the guest, which is optional: docs/guest-agent.md.
+    Guest {
+        /// The VM's vsock socket: inside its pod the usual one.
+        #[arg(long, default_value = paths::VSOCK_SOCKET)]
+        vsock: PathBuf,
+        #[command(subcommand)]
+        verb: guest_agent::command::Verb,
     },
 }
 
@@ -132,6 +151,7 @@ fn main() {
             scratch,
             control,
             agent,
+            pod_uid,
             snapshots,
             seccomp,
             termination_log,
@@ -145,7 +165,9 @@ fn main() {
             };
             let options = vmm::Options {
                 origin,
-                agent,
+                agent: agent
+                    .zip(pod_uid)
+                    .map(|(socket, pod_uid)| agent::Address { socket, pod_uid }),
                 control,
                 snapshots,
                 seccomp: match seccomp {
@@ -159,14 +181,10 @@ fn main() {
                 Err(error) => termination::end(error.reason(), &error.to_string()),
             }
         }
-        Command::Control { socket, verb } => match control::command::run(&socket, verb) {
-            Ok(true) => {}
-            Ok(false) => std::process::exit(1),
-            Err(error) => {
-                log::line(format_args!("{error}"));
-                std::process::exit(2);
-            }
-        },
+        Command::Control { socket, verb } => std::process::exit(match verb {
+            ControlVerb::Vmm(verb) => ask_vmm(&socket, verb),
+            ControlVerb::Guest { vsock, verb } => guest_agent::command::run(&vsock, verb).into(),
+        }),
         Command::Disk { verb } => {
             if let Err(error) = devices::disk::command::run(verb) {
                 log::line(format_args!("{error}"));
@@ -179,6 +197,18 @@ fn main() {
                 let error = vmm::VmmError::Config(error);
                 termination::end(error.reason(), &error.to_string());
             }
+        }
+    }
+}
+
+/// Asks the VMM, and returns the exit code.
+fn ask_vmm(socket: &Path, verb: Verb) -> i32 {
+    match control::command::run(socket, verb) {
+        Ok(true) => 0,
+        Ok(false) => 1,
+        Err(error) => {
+            log::line(format_args!("{error}"));
+            2
         }
     }
 }

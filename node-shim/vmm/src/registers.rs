@@ -223,6 +223,14 @@ pub(crate) fn set_common(vcpu: &VcpuFd) -> Result<(), RegisterError> {
     ioctl("KVM_SET_FPU", vcpu.set_fpu(&fpu))
 }
 
+/// Makes KVM look again at which vCPU has which APIC ID. It makes that map while a vCPU is created, but before the vCPU is one of the VM's
+/// (`kvm_vm_ioctl_create_vcpu`), so the newest is missing from it until a guest's write to a local APIC makes it anew: INIT would not reach one that is plugged later. Setting a local APIC, even to what
+/// it is, makes the map anew (`kvm_apic_set_state`).
+pub(crate) fn join_interrupt_map(vcpu: &VcpuFd) -> Result<(), RegisterError> {
+    let lapic = ioctl("KVM_GET_LAPIC", vcpu.get_lapic())?;
+    ioctl("KVM_SET_LAPIC", vcpu.set_lapic(&lapic))
+}
+
 /// Sets the first vCPU's registers. The others wait for the guest's INIT and SIPI in KVM's local APIC.
 pub(crate) fn set_boot_processor(vcpu: &VcpuFd, entry: Entry) -> Result<(), RegisterError> {
     let mut sregs = ioctl("KVM_GET_SREGS", vcpu.get_sregs())?;

@@ -3,9 +3,9 @@
 //! 1. the configuration, checked: a file, or what a snapshot has;
 //! 2. disks opened;
 //! 3. kernel and initrd opened or looked for on a disk, and the cloud-init seed made;
-//! 4. KVM and taps: from the node agent, or opened here;
+//! 4. the console; KVM and taps: from the node agent, or opened here;
 //! 5. guest memory and the VM;
-//! 6. the console and the control socket;
+//! 6. the control socket;
 //! 7. virtio devices on the PCI bus;
 //! 8. the jail: see [`jail`].
 //!
@@ -17,15 +17,17 @@ use std::io;
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use node_shim_protocol::agent::InterfaceRequest;
 use node_shim_protocol::config::Binding;
 use node_shim_protocol::{ExitReason, VmConfig};
 use node_shim_virtio::console::{Console, Port};
-use node_shim_virtio::device::VirtioDevice;
+use node_shim_virtio::device::{Memory, VirtioDevice};
 use node_shim_virtio::net::Net;
 use node_shim_virtio::wake::Wake;
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::agent::{self, AgentError, Link};
 use crate::boot::{BootError, BootSource};
@@ -41,7 +43,7 @@ use crate::devices::{self, Connector, disk, network, seed};
 use crate::event_loop::{self, Ending, Identity, RunError, Supervisor};
 use crate::events::Events;
 use crate::jail::paths::Paths;
-use crate::jail::seccomp::Mode;
+use crate::jail::seccomp::{Kind, Mode};
 use crate::jail::{self, JailError};
 use crate::kvm::{Host, KvmError};
 use crate::machine::Platform;
@@ -54,7 +56,7 @@ use crate::slots::SlotController;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::folder::{self, Opened};
 use crate::watchdog::Watchdog;
-use crate::{log, terminal};
+use crate::{layout, log, terminal};
 
 /// Why there is no VM, or no longer one.
 #[derive(Debug, thiserror::Error)]
@@ -157,8 +159,8 @@ impl VmmError {
 pub(crate) struct Options {
     /// What the VM starts from.
     pub(crate) origin: Origin,
-    /// The node agent's socket.
-    pub(crate) agent: Option<PathBuf>,
+    /// The node agent.
+    pub(crate) agent: Option<agent::Address>,
     /// Where to listen for requests.
     pub(crate) control: Option<PathBuf>,
     /// Where snapshots may go, beside the scratch directory.
@@ -232,36 +234,33 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     jail::prepare(options.seccomp, connects).map_err(VmmError::Jail)?;
     let disks = disk::open_all(&config).map_err(VmmError::Disk)?;
     let running = snapshot.as_ref().map(|snapshot| snapshot.state.kernel.as_str());
-    let boot = BootSource::open(&config, &disks, running).map_err(VmmError::Boot)?;
+    let boot = BootSource::open(&config, &disks.blocks, running).map_err(VmmError::Boot)?;
     let seed = config.cloud_init.as_ref().map(seed::disk).transpose();
     let seed = seed.map_err(VmmError::CloudInit)?;
 
-    let HostResources { host, nets, agent } = host_resources(&config, options.agent.as_deref(), &signals)?;
-    if usize::from(config.vcpus_max) > host.vcpus_max() {
-        return Err(VmmError::Vcpus {
-            wanted: config.vcpus_max,
-            max: host.vcpus_max(),
-        });
-    }
+    // Early: its thread has its filter by the time that the jail waits for it.
+    let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
+    let output = stdout.map_err(io::Error::from).and_then(Output::start);
+    let output = output.map_err(host_error("start the console"))?;
 
+    let HostResources { host, nets, agent } = host_resources(&config, options.agent.as_ref(), &signals)?;
+    check_vcpus(&config, &host)?;
     let memory_plan = memory::Plan::of(&config);
     let saved = snapshot.as_ref().map(|snapshot| &snapshot.memory);
     let memory = memory::map(&memory_plan, saved).map_err(VmmError::Memory)?;
+    prepare_start(&host, &memory, saved.is_none()).map_err(host_error("start a thread"))?;
     let vm = host.create_vm(&memory).map_err(VmmError::Kvm)?;
 
     let poll = Arc::new(Poll::new().map_err(host_error("create an epoll set"))?);
     let mailbox = Arc::new(Mailbox::new().map_err(host_error("create an eventfd"))?);
     let vsock = config.vsock.as_ref().map(vsock::open).transpose();
     let vsock = vsock.map_err(VmmError::Vsock)?;
-    let stdout = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3);
-    let output = stdout.map_err(io::Error::from).and_then(Output::start);
-    let output = output.map_err(host_error("start the console"))?;
     let control = options.control.as_deref().map(Server::bind).transpose();
     let control = control.map_err(VmmError::Control)?;
     let input_drained = Arc::new(Wake::new().map_err(host_error("create an eventfd"))?);
     let port = Port::new(Arc::clone(&input_drained)).map_err(host_error("create an eventfd"))?;
     let console = Console::new(port.clone(), Box::new(output.clone()));
-    let mut devices = devices::configured(disks, seed, nets);
+    let mut devices = devices::configured(disks.blocks, seed, nets);
     let handles = devices::add_common(&mut devices, &memory, memory_plan.later, console, vsock)
         .map_err(host_error("create the eventfds of a device"))?;
     let connector = Connector {
@@ -287,6 +286,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         pci,
         events,
         slots,
+        files: disks.files,
         handles,
         clock: Arc::new(clock),
         watchdog: Arc::new(watchdog),
@@ -318,6 +318,7 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
         grace: config.grace,
         identity: Identity {
             disk_files: disk::file_names(&config),
+            without_copies: disk::without_copies(&config),
             devices: devices::named(&config),
             host_name: config.guest_host_name().to_owned(),
             name: config.name,
@@ -330,15 +331,43 @@ pub(crate) fn run(options: &Options) -> Result<Ending, VmmError> {
     event_loop::run(platform, supervisor).map_err(VmmError::Run)
 }
 
+fn check_vcpus(config: &CheckedConfig, host: &Host) -> Result<(), VmmError> {
+    let (wanted, max) = (config.vcpus_max, host.vcpus_max());
+    if usize::from(wanted) > max {
+        return Err(VmmError::Vcpus { wanted, max });
+    }
+    Ok(())
+}
+
+/// Does on another processor what a start takes longest over and nothing before it waits for: asks the host's processor what it can, has the
+/// host empty the page, a huge one most often, in which a new guest's tables go, and makes filters. The jail waits for the thread's end.
+fn prepare_start(host: &Arc<Host>, memory: &Arc<Memory>, is_new: bool) -> io::Result<()> {
+    let (host, memory) = (Arc::clone(host), Arc::clone(memory));
+    let announced = jail::thread(Kind::Main);
+    let thread = thread::Builder::new().name("prepare".to_owned());
+    thread.spawn(move || {
+        if is_new {
+            // Whoever needs the page finds out what is wrong with it.
+            let _ = memory.write_obj(0_u8, GuestAddress(layout::ACPI_TABLES));
+        }
+        // As above: who needs it asks again.
+        let _ = host.supported_cpuid();
+        jail::make_filters();
+        drop(announced);
+    })?;
+    Ok(())
+}
+
 /// What is used by its name from now on.
 fn paths(config: &CheckedConfig, options: &Options) -> Paths {
-    let agent = options.agent.as_deref();
+    let agent = options.agent.as_ref().map(|agent| agent.socket.as_path());
     let vsock = config.vsock.as_ref().map(|vsock| vsock.socket.as_path());
     let directories = |paths: [Option<&Path>; 2]| paths.into_iter().flatten().map(jail::paths::directory_of).collect();
     let writable = iter::once(&config.scratch).chain(&options.snapshots);
     Paths {
         // As the folders of snapshots, which are absolute.
         writable: writable.filter_map(|path| std::path::absolute(path).ok()).collect(),
+        readable: disk::directories(config),
         removable: directories([options.control.as_deref(), None]),
         sockets: directories([agent, vsock]),
     }
@@ -359,12 +388,16 @@ fn bus(devices: Vec<Box<dyn VirtioDevice>>, connector: &Connector) -> Result<Pci
 
 /// What only the host can give.
 struct HostResources {
-    host: Host,
+    host: Arc<Host>,
     nets: Vec<Net>,
     agent: Option<Link>,
 }
 
-fn host_resources(config: &CheckedConfig, agent: Option<&Path>, signals: &Signals) -> Result<HostResources, VmmError> {
+fn host_resources(
+    config: &CheckedConfig,
+    agent: Option<&agent::Address>,
+    signals: &Signals,
+) -> Result<HostResources, VmmError> {
     let masqueraded: Vec<InterfaceRequest> = config
         .interfaces
         .iter()
@@ -375,21 +408,21 @@ fn host_resources(config: &CheckedConfig, agent: Option<&Path>, signals: &Signal
             queues: network::pairs(config),
         })
         .collect();
-    let Some(socket) = agent else {
+    let Some(address) = agent else {
         if let Some(interface) = masqueraded.first() {
             return Err(VmmError::NoAgent(interface.name.clone()));
         }
         let nets = network::open_all(config, Vec::new()).map_err(VmmError::Network)?;
         let host = Host::open().map_err(VmmError::Kvm)?;
         return Ok(HostResources {
-            host,
+            host: Arc::new(host),
             nets,
             agent: None,
         });
     };
-    let grant = agent::negotiate(socket, &masqueraded, signals).map_err(VmmError::Agent)?;
+    let grant = agent::negotiate(address, &masqueraded, signals).map_err(VmmError::Agent)?;
     Ok(HostResources {
-        host: Host::from_descriptor(grant.kvm).map_err(VmmError::Kvm)?,
+        host: Arc::new(Host::from_descriptor(grant.kvm).map_err(VmmError::Kvm)?),
         nets: network::open_all(config, grant.interfaces).map_err(VmmError::Network)?,
         agent: Some(grant.link),
     })

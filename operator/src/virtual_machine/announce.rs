@@ -52,7 +52,27 @@ pub(crate) fn events(old: &VirtualMachineStatus, new: &VirtualMachineStatus, ver
     if was.map(|was| was.0) != is.map(|is| is.0) {
         events.extend(is.and_then(|(reason, message)| headline(reason, message, new)));
     }
+    events.extend(eviction(old, new));
     events
+}
+
+/// That a drain waits for the VM, or that evictions of it cannot be refused.
+fn eviction(old: &VirtualMachineStatus, new: &VirtualMachineStatus) -> Option<Event> {
+    let blocked = |status: &VirtualMachineStatus| {
+        find(&status.conditions, ConditionType::EvictionBlocked)
+            .map(|condition| (condition.reason.clone(), condition.message.clone()))
+    };
+    let (reason, message) = blocked(new)?;
+    if blocked(old).is_some_and(|(before, _)| before == reason) {
+        return None;
+    }
+    let told = [
+        (Reason::NodeCordoned, "DrainBlocked"),
+        (Reason::BudgetNameTaken, "EvictionsNotBlocked"),
+        (Reason::BudgetRejected, "EvictionsNotBlocked"),
+    ];
+    let (_, name) = told.into_iter().find(|(known, _)| known.as_str() == reason)?;
+    Some(event(EventType::Warning, name, "Evict", &message))
 }
 
 fn ended_now<'a>(
@@ -109,6 +129,7 @@ fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<E
         Reason::NodeLost => (EventType::Warning, "NodeLost", "Run"),
         Reason::PodNameTaken => (EventType::Warning, "PodNameTaken", "Create"),
         Reason::InvalidSpec => (EventType::Warning, "InvalidSpec", "Validate"),
+        Reason::InstanceTypeMissing => (EventType::Warning, "InstanceTypeMissing", "Validate"),
         Reason::InvalidConfiguration => (EventType::Warning, "InvalidConfiguration", "Run"),
         Reason::PodRejected => (EventType::Warning, "PodRejected", "Create"),
         Reason::ImagePullFailed => (EventType::Warning, "ImagePullFailed", "Pull"),
@@ -121,6 +142,18 @@ fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<E
         | Reason::WaitingForOldPod
         | Reason::Succeeded
         | Reason::Waiting
+        | Reason::ClaimNotReady
+        | Reason::Scaling
+        | Reason::VmRejected
+        | Reason::ResizingPod
+        | Reason::ResizingGuest
+        | Reason::Deferred
+        | Reason::Infeasible
+        | Reason::ResizeRejected
+        | Reason::ResizeRefused
+        | Reason::NodeCordoned
+        | Reason::BudgetNameTaken
+        | Reason::BudgetRejected
         | Reason::SpecChanged
         | Reason::UpToDate => return None,
     };

@@ -1,12 +1,22 @@
-//! IO: carries a decision out. Every write to a pod is here.
+//! IO: carries a decision out. Every write to a pod and to its disruption budget is here.
 
-use k8s_openapi::api::core::v1::Pod;
+use crds::{EvictionPolicy, VirtualMachine};
+use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 
-use super::{ReconcileError, lifecycle::Decision, observe::Observed};
+use super::{
+    ReconcileError,
+    desired::{
+        CONTAINER,
+        resources::{Frame, PodSize},
+    },
+    eviction::{self, Protection},
+    lifecycle::Decision,
+    observe::Observed,
+};
 use crate::context::Context;
 
 /// What came of a decision.
@@ -55,11 +65,7 @@ pub(crate) async fn apply(
 
 /// Creates, rather than applies: an apply would change a pod that somebody else has made under this name in the meantime.
 async fn create(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, ReconcileError> {
-    let parameters = PostParams {
-        field_manager: Some(crds::status::FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    match pods.create(&parameters, pod).await {
+    match pods.create(&post_parameters(), pod).await {
         Ok(_) => Ok(Applied::Created),
         Err(kube::Error::Api(status)) => match status.code {
             409 => Ok(Applied::Outdated),
@@ -77,17 +83,142 @@ async fn create(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, ReconcileError> {
 
 /// Deletes exactly the pod that was observed, with its own grace period.
 async fn delete(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, ReconcileError> {
-    let parameters = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
-    match pods.delete(&pod.name_any(), &parameters).await {
+    match pods.delete(&pod.name_any(), &delete_parameters(pod.uid())).await {
         Ok(_) => Ok(Applied::Deleted),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Applied::Outdated),
         Err(error) => Err(write_error("delete", pod, error)),
+    }
+}
+
+/// What came of a change of a pod that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Changed {
+    /// The pod was changed.
+    Done,
+    /// The API server did not admit the change, and says why.
+    Rejected(String),
+    /// The pod is not there any more.
+    Gone,
+}
+
+/// Resizes a pod in place.
+pub(crate) async fn resize(
+    pod: &Pod,
+    frame: &Frame,
+    size: PodSize,
+    context: &Context,
+) -> Result<Changed, ReconcileError> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
+    let mut patch = frame.resize_patch(size, CONTAINER);
+    // With its UID the patch never lands on another pod of the same name.
+    patch["metadata"] = serde_json::json!({ "uid": pod.uid() });
+    let parameters = patch_parameters();
+    let resized = pods
+        .patch_subresource("resize", &pod.name_any(), &parameters, &Patch::Strategic(&patch))
+        .await;
+    changed(pod, "resize", resized)
+}
+
+/// Changes the metadata of a pod.
+pub(crate) async fn change_metadata(
+    pod: &Pod,
+    patch: &serde_json::Value,
+    context: &Context,
+) -> Result<Changed, ReconcileError> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
+    let parameters = patch_parameters();
+    let written = pods
+        .patch_metadata(&pod.name_any(), &parameters, &Patch::Merge(patch))
+        .await;
+    changed(pod, "change the metadata of", written.map(|_| ()))
+}
+
+fn post_parameters() -> PostParams {
+    PostParams {
+        field_manager: Some(crds::status::FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+/// Deletes the object with this UID, and no other of its name.
+fn delete_parameters(uid: Option<String>) -> DeleteParams {
+    DeleteParams {
+        preconditions: Some(Preconditions {
+            uid,
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    }
+}
+
+fn patch_parameters() -> PatchParams {
+    PatchParams {
+        field_manager: Some(crds::status::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+fn changed<T>(pod: &Pod, verb: &'static str, result: Result<T, kube::Error>) -> Result<Changed, ReconcileError> {
+    match result {
+        Ok(_) => Ok(Changed::Done),
+        Err(kube::Error::Api(status)) => match status.code {
+            404 | 409 => Ok(Changed::Gone),
+            400 | 403 | 422 => Ok(Changed::Rejected(status.message)),
+            _ => Err(write_error(verb, pod, kube::Error::Api(status))),
+        },
+        Err(error) => Err(write_error(verb, pod, error)),
+    }
+}
+
+/// Makes, corrects or removes the budget that a VM's eviction policy asks for.
+pub(crate) async fn keep_budget(
+    vm: &VirtualMachine,
+    observed: &Observed,
+    context: &Context,
+) -> Result<Protection, ReconcileError> {
+    let budgets: Api<PodDisruptionBudget> =
+        Api::namespaced(context.client.clone(), &vm.namespace().unwrap_or_default());
+    let name = vm.name_any();
+    let present = observed.budget.as_ref();
+    let (verb, written) = match eviction::step(vm, present) {
+        eviction::Step::Nothing => ("keep", Ok(())),
+        eviction::Step::LeaveToItsOwner => return Ok(Protection::NameTaken),
+        eviction::Step::Make => {
+            let made = budgets.create(&post_parameters(), &eviction::budget(vm)).await;
+            ("create", made.map(|_| ()))
+        }
+        eviction::Step::Correct => {
+            let mut budget = eviction::budget(vm);
+            // It lands on the budget that was observed, or nowhere.
+            budget.metadata.uid = present.and_then(ResourceExt::uid);
+            budget.metadata.resource_version = present.and_then(ResourceExt::resource_version);
+            let corrected = budgets.replace(&name, &post_parameters(), &budget).await;
+            ("correct", corrected.map(|_| ()))
+        }
+        eviction::Step::Remove => {
+            let parameters = delete_parameters(present.and_then(ResourceExt::uid));
+            let removed = budgets.delete(&name, &parameters).await;
+            ("delete", removed.map(|_| ()))
+        }
+    };
+    match (written, vm.spec.eviction_policy()) {
+        (Ok(()), EvictionPolicy::Shutdown) => Ok(Protection::NotAsked),
+        (Ok(()), EvictionPolicy::Block) => Ok(Protection::InPlace {
+            cordoned: observed.cordoned,
+        }),
+        (Err(kube::Error::Api(status)), policy) if matches!(status.code, 400 | 403 | 404 | 409 | 422) => {
+            Ok(match (status.code, policy) {
+                // It has gone meanwhile, which is what was wanted.
+                (404 | 409, EvictionPolicy::Shutdown) => Protection::NotAsked,
+                _ => Protection::Rejected(status.message),
+            })
+        }
+        (Err(source), _) => Err(ReconcileError::Write {
+            verb,
+            what: "PodDisruptionBudget",
+            name,
+            source,
+        }),
     }
 }
 

@@ -1,8 +1,13 @@
 //! IO: reads what a decision needs. The first of the five steps.
 
-use crds::VirtualMachine;
+use std::sync::Arc;
+
+use crds::{EvictionPolicy, VirtualMachine, VirtualMachineInstanceType};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::{
+    core::v1::{Event, Pod},
+    policy::v1::PodDisruptionBudget,
+};
 use kube::{Api, ResourceExt, api::ListParams, runtime::reflector::ObjectRef};
 
 use super::{
@@ -26,6 +31,12 @@ pub(crate) struct Observed {
     pub(crate) state: PodState,
     /// What keeps the pod from running.
     pub(crate) trouble: Option<Trouble>,
+    /// The instance type that the VM names, if there is one.
+    pub(crate) instance_type: Option<Arc<VirtualMachineInstanceType>>,
+    /// The disruption budget that has the VM's name; of a VM that asks for none, only one that Tandem made.
+    pub(crate) budget: Option<PodDisruptionBudget>,
+    /// Whether the pod's node is cordoned.
+    pub(crate) cordoned: bool,
     pub(crate) now: Timestamp,
 }
 
@@ -34,7 +45,7 @@ pub(crate) async fn observe(vm: &VirtualMachine, context: &Context) -> Result<Ob
     let now = Timestamp::now();
     let namespace = vm.namespace().unwrap_or_default();
     let name = vm.name_any();
-    let cached = context.pods.get(&ObjectRef::new(&name).within(&namespace));
+    let cached = context.stores.pods.get(&ObjectRef::new(&name).within(&namespace));
     // A pod is only ever made on fresh knowledge that there is none; and the cache holds our own pods only.
     let pod = if let Some(pod) = cached {
         Some(pod.as_ref().clone())
@@ -51,12 +62,57 @@ pub(crate) async fn observe(vm: &VirtualMachine, context: &Context) -> Result<Ob
         Some(own) => find_trouble(&namespace, own, context, now).await,
         None => None,
     };
+    let node = state.own().and_then(|own| own.node.as_deref());
     Ok(Observed {
+        cordoned: node.is_some_and(|node| context.stores.cordoned.get(&ObjectRef::new(node)).is_some()),
         pod,
         state,
         trouble,
+        instance_type: instance_type(vm, context).await?,
+        budget: budget(vm, context).await?,
         now,
     })
+}
+
+/// The budget from the watch, which sees those that Tandem made; else, where one is to be made, from the API server.
+async fn budget(vm: &VirtualMachine, context: &Context) -> Result<Option<PodDisruptionBudget>, ReconcileError> {
+    let (name, namespace) = (vm.name_any(), vm.namespace().unwrap_or_default());
+    if let Some(cached) = context.stores.budgets.get(&ObjectRef::new(&name).within(&namespace)) {
+        return Ok(Some(cached.as_ref().clone()));
+    }
+    match vm.spec.eviction_policy() {
+        EvictionPolicy::Shutdown => Ok(None),
+        EvictionPolicy::Block => {
+            let budgets: Api<PodDisruptionBudget> = Api::namespaced(context.client.clone(), &namespace);
+            budgets.get_opt(&name).await.map_err(|source| ReconcileError::Read {
+                what: "PodDisruptionBudget",
+                name,
+                source,
+            })
+        }
+    }
+}
+
+/// The instance type from the watch; or, where the watch has not seen it (yet), from the API server: a VM is not called wrong on old knowledge.
+async fn instance_type(
+    vm: &VirtualMachine,
+    context: &Context,
+) -> Result<Option<Arc<VirtualMachineInstanceType>>, ReconcileError> {
+    let Some(reference) = &vm.spec.instance_type else {
+        return Ok(None);
+    };
+    if let Some(cached) = context.stores.instance_types.get(&ObjectRef::new(&reference.name)) {
+        return Ok(Some(cached));
+    }
+    let instance_types: Api<VirtualMachineInstanceType> = Api::all(context.client.clone());
+    let found = instance_types.get_opt(&reference.name).await;
+    found
+        .map(|found| found.map(Arc::new))
+        .map_err(|source| ReconcileError::Read {
+            what: "VirtualMachineInstanceType",
+            name: reference.name.clone(),
+            source,
+        })
 }
 
 async fn find_trouble(namespace: &str, pod: &OwnPod, context: &Context, now: Timestamp) -> Option<Trouble> {

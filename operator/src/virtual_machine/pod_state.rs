@@ -104,6 +104,7 @@ pub(crate) const fn reason_name(reason: ExitReason) -> &'static str {
         ExitReason::InvalidConfig => "InvalidConfig",
         ExitReason::InvalidBootSource => "InvalidBootSource",
         ExitReason::InvalidDisk => "InvalidDisk",
+        ExitReason::DiskUnavailable => "DiskUnavailable",
         ExitReason::InvalidCloudInit => "InvalidCloudInit",
         ExitReason::HostUnavailable => "HostUnavailable",
         ExitReason::GuestCrashed => "GuestCrashed",

@@ -2,6 +2,7 @@
 
 mod details;
 mod headline;
+mod pending;
 
 use crds::{
     VirtualMachine, VirtualMachineStatus,
@@ -12,7 +13,9 @@ use jiff::Timestamp;
 use super::{
     apply::Applied,
     desired::identity,
+    eviction::{self, Protection},
     lifecycle::{Decision, RestCause},
+    live::Live,
     pod_state::{Phase, PodState},
     run_history::History,
     trouble::Trouble,
@@ -24,10 +27,12 @@ pub(crate) struct Input<'a> {
     pub(crate) vm: &'a VirtualMachine,
     pub(crate) verdict: Verdict,
     pub(crate) pod: &'a PodState,
+    /// Whether evictions of the pod are refused.
+    pub(crate) protection: &'a Protection,
     pub(crate) history: &'a History,
     pub(crate) trouble: Option<&'a Trouble>,
-    /// Fields of the spec that the running pod does not have yet.
-    pub(crate) changed_fields: Vec<String>,
+    /// What is to become of the pod that lives.
+    pub(crate) live: Option<&'a Live>,
     pub(crate) now: Timestamp,
 }
 
@@ -35,7 +40,7 @@ pub(crate) struct Input<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The spec makes no sense.
-    Invalid { message: String },
+    Invalid { reason: Reason, message: String },
     /// The decision was carried out.
     Done(Decision, Applied),
 }
@@ -62,12 +67,14 @@ struct Headline {
     progress: Progress,
 }
 
-/// The status that a VM should have now. `status.guest` is left out: it is the node agent's.
+/// The status that a VM should have now. `status.guest` and `status.acknowledgedTarget` are left out: they are the node agent's.
 pub(crate) fn compute(input: &Input<'_>) -> VirtualMachineStatus {
     let old = input.vm.status.clone().unwrap_or_default();
     let headline = headline::headline(input);
     let mut claims = summary(&headline);
     claims.extend(details::details(input, &headline));
+    let node = input.pod.own().and_then(|pod| pod.node.as_deref());
+    claims.extend(eviction::claim(input.protection, input.vm, node));
     let mut conditions = Vec::with_capacity(claims.len());
     for claim in &claims {
         if let Some(condition) = crds::conditions::find(&old.conditions, claim.condition) {
@@ -88,6 +95,12 @@ pub(crate) fn compute(input: &Input<'_>) -> VirtualMachineStatus {
         observed_generation: input.vm.metadata.generation,
         status: Some(headline.word.to_owned()),
         conditions,
+        pending_changes: pending::changes(input.live),
+        target: own.and_then(|pod| match input.live {
+            Some(live) => live.target_status(&pod.uid),
+            // Nobody decided anew what the guest should have: what it was asked for stays, whatever has become of the spec.
+            None => old.target.clone().filter(|target| target.pod_uid == pod.uid),
+        }),
         node_name: own.and_then(|pod| pod.node.clone()),
         pod_name: own.and(input.vm.metadata.name.clone()),
         pod_uid: own.map(|pod| pod.uid.clone()),
@@ -101,6 +114,7 @@ pub(crate) fn compute(input: &Input<'_>) -> VirtualMachineStatus {
             .map(|interface| identity::mac(&uid, &interface.name)),
         uuid: Some(identity::uuid(&uid).to_string()),
         restarts: remembered(input),
+        acknowledged_target: None,
         guest: None,
     }
 }
@@ -133,7 +147,7 @@ fn summary(headline: &Headline) -> Vec<Claim> {
     ]
 }
 
-/// The status of an object that cannot be read, and whose old status is therefore not known either.
+/// What a merge patch says in the status of an object that cannot be read. Its old status is not known either: what else is in it stays.
 pub(crate) fn unreadable(generation: Option<i64>, message: &str, now: Timestamp) -> serde_json::Value {
     let headline = Headline {
         word: "Invalid",

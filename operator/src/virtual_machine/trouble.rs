@@ -86,6 +86,21 @@ pub(crate) fn of_events(events: &[Event]) -> Option<Trouble> {
     told.max_by_key(|(seen, _)| *seen).map(|(_, trouble)| trouble)
 }
 
+/// Whether what the scheduler says of a pod that has no node is about its claims: the messages of `pkg/scheduler/framework/plugins/{volumebinding,
+/// volumezone,volumerestrictions,nodevolumelimits}` of Kubernetes.
+pub(crate) fn is_of_claims(scheduler: &str) -> bool {
+    let message = scheduler.to_ascii_lowercase();
+    [
+        "persistentvolume",
+        "persistent volume",
+        "volume node affinity",
+        "max volume count",
+        "free storage",
+    ]
+    .iter()
+    .any(|word| message.contains(word))
+}
+
 fn last_seen(event: &Event) -> Timestamp {
     let series = event
         .series

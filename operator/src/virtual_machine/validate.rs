@@ -2,18 +2,28 @@
 //!
 //! The API server has checked most of it by schema and CEL. It is checked again here because an object may be older than the CRD.
 
+mod disk;
+mod probe;
+mod size;
+
 use crds::{
     Quantity, RunPolicy, VirtualMachine,
     boot::{self, Boot},
     cloud_init::{CloudInit, DEFAULT_NETWORK_DATA_KEY, DEFAULT_USER_DATA_KEY, MAX_INLINE_BYTES, SecretKeyReference},
-    disk::{Disk, DiskFormat, EMPTY_DISK_STEP_BYTES, MAX_EMPTY_DISK_BYTES},
+    conditions::Reason,
+    disk::{CacheMode, DiscardMode, Disk, DiskFormat, IoMode},
+    ignition::{DEFAULT_CONFIG_KEY, Ignition},
     image::PullPolicy,
-    memory,
     network_interface::NetworkInterface,
-    probe::{Probe, Scheme},
+    rate_limit::RateLimit,
 };
 use jiff::Timestamp;
 use thiserror::Error;
+
+pub(crate) use self::{
+    probe::{ProbeAction, ValidProbe},
+    size::ValidSize,
+};
 
 /// A VM whose spec makes sense.
 #[derive(Clone, Debug)]
@@ -22,17 +32,17 @@ pub(crate) struct ValidatedVm {
     pub(crate) namespace: String,
     pub(crate) uid: String,
     pub(crate) generation: Option<i64>,
-    pub(crate) run_policy: RunPolicy,
     /// The text and its meaning.
     pub(crate) restarted_at: Option<(String, Timestamp)>,
-    pub(crate) cores: u32,
-    pub(crate) memory_bytes: u64,
+    pub(crate) size: ValidSize,
     pub(crate) boot: BootSource,
     pub(crate) disks: Vec<ValidDisk>,
-    pub(crate) interfaces: Vec<String>,
-    pub(crate) cloud_init: Option<ValidCloudInit>,
+    pub(crate) interfaces: Vec<ValidInterface>,
+    /// What cloud-init or Ignition reads.
+    pub(crate) seed: Option<ValidSeed>,
     pub(crate) readiness_probe: Option<ValidProbe>,
     pub(crate) liveness_probe: Option<ValidProbe>,
+    pub(crate) startup_probe: Option<ValidProbe>,
     pub(crate) grace_period_seconds: u64,
     /// The object itself, for what goes into the pod unchanged.
     pub(crate) source: VirtualMachine,
@@ -61,7 +71,27 @@ pub(crate) struct KernelBoot {
 pub(crate) struct ValidDisk {
     pub(crate) name: String,
     pub(crate) read_only: bool,
+    pub(crate) serial: Option<String>,
+    pub(crate) limits: ValidLimits,
+    pub(crate) cache: CacheMode,
+    pub(crate) io: Option<IoMode>,
+    pub(crate) discard: DiscardMode,
     pub(crate) source: DiskSource,
+}
+
+/// An interface of the pod's network.
+#[derive(Clone, Debug)]
+pub(crate) struct ValidInterface {
+    pub(crate) name: String,
+    pub(crate) receive_limits: ValidLimits,
+    pub(crate) transmit_limits: ValidLimits,
+}
+
+/// How much a device may move: in a second, and at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ValidLimits {
+    pub(crate) bytes: Option<(u64, Option<u64>)>,
+    pub(crate) operations: Option<(u64, Option<u64>)>,
 }
 
 /// Source of a disk.
@@ -76,11 +106,37 @@ pub(crate) enum DiskSource {
     Empty {
         size_bytes: u64,
     },
+    /// A file in a claim with a file system.
+    ClaimFile {
+        claim: String,
+        path: String,
+        size_bytes: Option<u64>,
+    },
+    /// A claim that is a block device.
+    ClaimDevice {
+        claim: String,
+    },
+    ConfigMap {
+        name: String,
+    },
+    Secret {
+        name: String,
+    },
 }
 
-/// cloud-init data with at most one source each.
+impl DiskSource {
+    /// The claim that it is in.
+    pub(crate) fn claim(&self) -> Option<&str> {
+        match self {
+            Self::ClaimFile { claim, .. } | Self::ClaimDevice { claim } => Some(claim),
+            Self::Image { .. } | Self::Empty { .. } | Self::ConfigMap { .. } | Self::Secret { .. } => None,
+        }
+    }
+}
+
+/// Data for a guest's first boot with at most one source each.
 #[derive(Clone, Debug)]
-pub(crate) struct ValidCloudInit {
+pub(crate) struct ValidSeed {
     pub(crate) user_data: Option<Data>,
     pub(crate) network_data: Option<Data>,
 }
@@ -92,33 +148,50 @@ pub(crate) enum Data {
     Secret { name: String, key: String },
 }
 
-/// A probe with exactly one action.
-#[derive(Clone, Debug)]
-pub(crate) struct ValidProbe {
-    pub(crate) action: ProbeAction,
-    pub(crate) timing: Probe,
-}
-
-/// What a probe does.
-#[derive(Clone, Debug)]
-pub(crate) enum ProbeAction {
-    HttpGet {
-        port: i32,
-        path: Option<String>,
-        scheme: Option<Scheme>,
-    },
-    TcpSocket {
-        port: i32,
-    },
-}
-
 /// What is wrong with a spec, and what to write instead.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub(crate) enum Invalid {
     #[error("the API server did not give this object a {0}")]
     Metadata(&'static str),
-    #[error("spec.cpu.cores is {0}: write a number from 1 to 32")]
-    Cores(i32),
+    #[error("the VM has no size: write spec.cpu.cores and spec.memory.size, or spec.instanceType.name")]
+    NoSize,
+    #[error(
+        "the instance type says cpu and memory: leave spec.cpu and spec.memory out, or leave spec.instanceType out"
+    )]
+    TwoSizes,
+    #[error("there is no instance type {0:?}: write one of those that `kubectl get vmtype` shows, or make it")]
+    InstanceTypeMissing(String),
+    #[error(
+        "instance type {name:?} is for nodes with {label}={value}: leave {label} out of spec.nodeSelector, or choose another type"
+    )]
+    InstanceTypeNodes { name: String, label: String, value: String },
+    #[error("{field} is {cores}: write a number from {least} to {max}")]
+    Cores {
+        field: &'static str,
+        cores: i32,
+        least: u32,
+        max: u32,
+    },
+    #[error(
+        "dedicated CPUs are asked for whole and do not change while the VM runs: leave spec.cpu.request and spec.cpu.maxCores out"
+    )]
+    Dedicated,
+    #[error(
+        "spec.memory.size and spec.memory.maxSize are not whole multiples of {0} MiB: write such (maxSize and hugePages ask for it)"
+    )]
+    MemoryStep(u64),
+    #[error("spec.{0}.exec.command must begin with an absolute path in the guest")]
+    ProbeCommand(&'static str),
+    #[error(
+        "the limits of {0} say what may pass at once, but not in a second: write bytesPerSecond and operationsPerSecond"
+    )]
+    Burst(String),
+    #[error("{0} must be numbers above zero: write for example bytesPerSecond: 100M")]
+    Limit(String),
+    #[error("a guest is configured by cloud-init or by Ignition: write either spec.cloudInit or spec.ignition")]
+    TwoSeeds,
+    #[error("spec.ignition must have exactly one source: write either config or configSecretRef")]
+    Ignition,
     #[error("{field} is {value:?}: write {expected}")]
     Size {
         field: String,
@@ -137,58 +210,75 @@ pub(crate) enum Invalid {
     CommandLine,
     #[error("{field} is {path:?}: write an absolute path without . and ..")]
     Path { field: String, path: String },
-    #[error("disk {0:?} must have exactly one source: write either image or emptyDisk")]
+    #[error(
+        "disk {0:?} must have exactly one source: write one of image, persistentVolumeClaim, emptyDisk, configMap and secret"
+    )]
     DiskSource(String),
+    #[error("the claim of disk {0:?} is the disk itself (volumeMode Block): leave path and size out")]
+    BlockClaim(String),
+    #[error(
+        "disks {one:?} and {other:?} are the same part of claim {claim:?}: write another path for one of them, or leave it out"
+    )]
+    SameClaim { one: String, other: String, claim: String },
+    #[error(
+        "disks {one:?} and {other:?} both get the file system label {label:?}, the first 11 characters of their names: write another name for one of \
+         them"
+    )]
+    SameLabel { one: String, other: String, label: String },
+    #[error(
+        "disk {0:?} gets the label of the disk that spec.cloudInit or spec.ignition makes: write another name, or leave that out"
+    )]
+    SeedLabel(String),
+    #[error("the file of disk {0:?} cannot be made or grown where it is only read: leave size or readOnly out")]
+    ReadOnlySize(String),
+    #[error("{field} of disk {disk:?} is not for its source: leave it out")]
+    DiskOption { field: &'static str, disk: String },
     #[error("{kind} name {name:?} cannot be used: write a DNS label that no other {kind} of this VM has")]
     Name { kind: &'static str, name: String },
     #[error("interface {0:?} has no binding: write masquerade: {{}}")]
     Binding(String),
     #[error("only one interface can be bound to the pod's network: remove the others")]
     ManyMasquerades,
-    #[error("spec.cloudInit has both {0} and {0}SecretRef: write one of them")]
+    #[error("spec has both {0} and {0}SecretRef: write one of them")]
     CloudInitSources(&'static str),
-    #[error("spec.cloudInit.{0} is longer than 32 KiB: put it into a Secret and write {0}SecretRef")]
+    #[error("spec.{0} is longer than 32 KiB: put it into a Secret and write {0}SecretRef")]
     CloudInitSize(&'static str),
-    #[error("spec.{0} must have exactly one action: write either httpGet or tcpSocket")]
+    #[error("spec.{0} must have exactly one action: write one of httpGet, tcpSocket, exec and guestAgentPing")]
     Probe(&'static str),
 }
 
-/// Checks a VirtualMachine.
+impl Invalid {
+    /// The reason of the VM's conditions.
+    pub(crate) fn reason(&self) -> Reason {
+        if matches!(self, Self::InstanceTypeMissing(_)) {
+            Reason::InstanceTypeMissing
+        } else {
+            Reason::InvalidSpec
+        }
+    }
+}
+
+/// Checks a VirtualMachine whose instance type is filled in.
 pub(crate) fn validate(vm: &VirtualMachine) -> Result<ValidatedVm, Invalid> {
     let spec = &vm.spec;
-    let cores = u32::try_from(spec.cpu.cores)
-        .ok()
-        .filter(|cores| (1..=32).contains(cores));
+    let seed = seed(spec.cloud_init.as_ref(), spec.ignition.as_ref())?;
+    let checked_probe =
+        |field, it: &Option<crds::probe::Probe>| it.as_ref().map(|it| probe::probe(field, it)).transpose();
     let grace_period_seconds = spec.termination_grace_period_seconds().clamp(1, 3600).unsigned_abs();
     Ok(ValidatedVm {
         name: vm.metadata.name.clone().ok_or(Invalid::Metadata("name"))?,
         namespace: vm.metadata.namespace.clone().ok_or(Invalid::Metadata("namespace"))?,
         uid: vm.metadata.uid.clone().ok_or(Invalid::Metadata("uid"))?,
         generation: vm.metadata.generation,
-        run_policy: spec.run_policy(),
         restarted_at: restarted_at(spec.restarted_at.as_deref())?,
-        cores: cores.ok_or(Invalid::Cores(spec.cpu.cores))?,
-        memory_bytes: size(
-            "spec.memory.size",
-            &spec.memory.size,
-            memory::MIN_BYTES..=memory::MAX_BYTES,
-            memory::STEP_BYTES,
-            "a whole number of MiB from 32Mi to 1Ti, for example 512Mi",
-        )?,
+        size: size::size(spec.cpu.as_ref(), spec.memory.as_ref())?,
         boot: boot(spec.boot.as_ref(), &spec.disks)?,
-        disks: disks(&spec.disks)?,
+        disks: disks(&spec.disks, seed.is_some())?,
         interfaces: interfaces(&spec.interfaces)?,
-        cloud_init: spec.cloud_init.as_ref().map(cloud_init).transpose()?,
-        readiness_probe: spec
-            .readiness_probe
-            .as_ref()
-            .map(|it| probe("readinessProbe", it))
-            .transpose()?,
-        liveness_probe: spec
-            .liveness_probe
-            .as_ref()
-            .map(|it| probe("livenessProbe", it))
-            .transpose()?,
+        seed,
+        readiness_probe: checked_probe("readinessProbe", &spec.readiness_probe)?,
+        liveness_probe: checked_probe("livenessProbe", &spec.liveness_probe)?,
+        startup_probe: checked_probe("startupProbe", &spec.startup_probe)?,
         grace_period_seconds,
         source: vm.clone(),
     })
@@ -200,24 +290,6 @@ fn restarted_at(text: Option<&str>) -> Result<Option<(String, Timestamp)>, Inval
         Err(_) => Err(Invalid::RestartedAt(text.to_owned())),
     })
     .transpose()
-}
-
-fn size(
-    field: &str,
-    quantity: &Quantity,
-    range: std::ops::RangeInclusive<u64>,
-    step: u64,
-    expected: &'static str,
-) -> Result<u64, Invalid> {
-    let bytes = quantity
-        .bytes()
-        .ok()
-        .filter(|bytes| range.contains(bytes) && bytes % step == 0);
-    bytes.ok_or_else(|| Invalid::Size {
-        field: field.to_owned(),
-        value: quantity.0.clone(),
-        expected,
-    })
 }
 
 fn boot(boot: Option<&Boot>, disks: &[Disk]) -> Result<BootSource, Invalid> {
@@ -286,38 +358,15 @@ fn check_names<'a>(kind: &'static str, names: impl Iterator<Item = &'a str>) -> 
     Ok(())
 }
 
-fn disks(disks: &[Disk]) -> Result<Vec<ValidDisk>, Invalid> {
+fn disks(disks: &[Disk], has_seed: bool) -> Result<Vec<ValidDisk>, Invalid> {
     check_names("disk", disks.iter().map(|disk| disk.name.as_str()))?;
-    disks.iter().map(disk).collect()
+    let valid: Vec<ValidDisk> = disks.iter().map(disk::disk).collect::<Result<_, _>>()?;
+    disk::check_claims(&valid)?;
+    disk::check_labels(&valid, has_seed)?;
+    Ok(valid)
 }
 
-fn disk(disk: &Disk) -> Result<ValidDisk, Invalid> {
-    let source = match (&disk.image, &disk.empty_disk) {
-        (Some(image), None) => DiskSource::Image {
-            image: image.image.clone(),
-            path: inside_image(&format!("path of disk {:?}", disk.name), image.path())?,
-            format: image.format,
-            pull_policy: image.pull_policy.unwrap_or_default(),
-        },
-        (None, Some(empty)) => DiskSource::Empty {
-            size_bytes: size(
-                &format!("size of disk {:?}", disk.name),
-                &empty.size,
-                1 << 20..=MAX_EMPTY_DISK_BYTES,
-                EMPTY_DISK_STEP_BYTES,
-                "a whole number of MiB from 1Mi to 16Ti, for example 10Gi",
-            )?,
-        },
-        (Some(_), Some(_)) | (None, None) => return Err(Invalid::DiskSource(disk.name.clone())),
-    };
-    Ok(ValidDisk {
-        name: disk.name.clone(),
-        read_only: disk.read_only.unwrap_or(false),
-        source,
-    })
-}
-
-fn interfaces(interfaces: &[NetworkInterface]) -> Result<Vec<String>, Invalid> {
+fn interfaces(interfaces: &[NetworkInterface]) -> Result<Vec<ValidInterface>, Invalid> {
     check_names("interface", interfaces.iter().map(|interface| interface.name.as_str()))?;
     if let Some(unbound) = interfaces.iter().find(|interface| interface.masquerade.is_none()) {
         return Err(Invalid::Binding(unbound.name.clone()));
@@ -325,25 +374,90 @@ fn interfaces(interfaces: &[NetworkInterface]) -> Result<Vec<String>, Invalid> {
     if interfaces.len() > 1 {
         return Err(Invalid::ManyMasquerades);
     }
-    Ok(interfaces.iter().map(|interface| interface.name.clone()).collect())
+    interfaces.iter().map(interface).collect()
 }
 
-fn cloud_init(cloud_init: &CloudInit) -> Result<ValidCloudInit, Invalid> {
+fn interface(interface: &NetworkInterface) -> Result<ValidInterface, Invalid> {
+    let owner = format!("interface {:?}", interface.name);
+    Ok(ValidInterface {
+        name: interface.name.clone(),
+        receive_limits: limits(&owner, interface.receive_limits.as_ref())?,
+        transmit_limits: limits(&owner, interface.transmit_limits.as_ref())?,
+    })
+}
+
+fn limits(owner: &str, limits: Option<&RateLimit>) -> Result<ValidLimits, Invalid> {
+    let Some(limits) = limits else {
+        return Ok(ValidLimits::default());
+    };
+    let wrong = || Invalid::Limit(format!("the limits of {owner}"));
+    let bytes = |quantity: &Quantity| quantity.bytes().ok().filter(|bytes| *bytes > 0).ok_or_else(wrong);
+    let count = |number: i64| {
+        u64::try_from(number)
+            .ok()
+            .filter(|number| *number > 0)
+            .ok_or_else(wrong)
+    };
+    let rate = |rate: Option<u64>, burst: Option<u64>| match (rate, burst) {
+        (Some(rate), burst) => Ok(Some((rate, burst))),
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(Invalid::Burst(owner.to_owned())),
+    };
+    Ok(ValidLimits {
+        bytes: rate(
+            limits.bytes_per_second.as_ref().map(bytes).transpose()?,
+            limits.bytes_burst.as_ref().map(bytes).transpose()?,
+        )?,
+        operations: rate(
+            limits.operations_per_second.map(count).transpose()?,
+            limits.operations_burst.map(count).transpose()?,
+        )?,
+    })
+}
+
+/// What the guest reads at its first boot. Ignition reads its configuration as the user data of a `NoCloud` disk.
+fn seed(cloud_init: Option<&CloudInit>, ignition: Option<&Ignition>) -> Result<Option<ValidSeed>, Invalid> {
+    match (cloud_init, ignition) {
+        (Some(_), Some(_)) => Err(Invalid::TwoSeeds),
+        (Some(cloud_init), None) => self::cloud_init(cloud_init).map(Some),
+        (
+            None,
+            Some(Ignition {
+                config,
+                config_secret_ref,
+            }),
+        ) => {
+            let config = data(
+                "ignition.config",
+                config.as_ref(),
+                config_secret_ref.as_ref(),
+                DEFAULT_CONFIG_KEY,
+            )?;
+            Ok(Some(ValidSeed {
+                user_data: Some(config.ok_or(Invalid::Ignition)?),
+                network_data: None,
+            }))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+fn cloud_init(cloud_init: &CloudInit) -> Result<ValidSeed, Invalid> {
     let CloudInit {
         user_data,
         user_data_secret_ref,
         network_data,
         network_data_secret_ref,
     } = cloud_init;
-    Ok(ValidCloudInit {
+    Ok(ValidSeed {
         user_data: data(
-            "userData",
+            "cloudInit.userData",
             user_data.as_ref(),
             user_data_secret_ref.as_ref(),
             DEFAULT_USER_DATA_KEY,
         )?,
         network_data: data(
-            "networkData",
+            "cloudInit.networkData",
             network_data.as_ref(),
             network_data_secret_ref.as_ref(),
             DEFAULT_NETWORK_DATA_KEY,
@@ -367,20 +481,4 @@ fn data(
         })),
         (None, None) => Ok(None),
     }
-}
-
-fn probe(field: &'static str, probe: &Probe) -> Result<ValidProbe, Invalid> {
-    let action = match (&probe.http_get, &probe.tcp_socket) {
-        (Some(http), None) => ProbeAction::HttpGet {
-            port: http.port,
-            path: http.path.clone(),
-            scheme: http.scheme,
-        },
-        (None, Some(tcp)) => ProbeAction::TcpSocket { port: tcp.port },
-        (Some(_), Some(_)) | (None, None) => return Err(Invalid::Probe(field)),
-    };
-    Ok(ValidProbe {
-        action,
-        timing: probe.clone(),
-    })
 }

@@ -1,5 +1,6 @@
 //! The two extended resources: their devices and what an allocation gives. Pure but for looking at the node's `/dev`.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
@@ -11,7 +12,9 @@ use crate::kubelet::device_plugin::{ContainerAllocateResponse, Device, DeviceSpe
 use crate::node_paths::RunDir;
 
 /// Devices of the node that `node-agent serve` works with, where they exist.
-const HOST_DEVICES: [&str; 4] = ["kvm", "net/tun", "vhost-net", "userfaultfd"];
+pub(crate) const HOST_DEVICES: [&str; 4] = ["kvm", "net/tun", "vhost-net", "userfaultfd"];
+/// Variable in the environment of a container that was given one of `tandem.dev/host-devices`: its id.
+pub(crate) const ALLOCATED: &str = "TANDEM_HOST_DEVICES";
 /// Ids of `tandem.dev/host-devices`: one for the agent and one for its successor during a rolling update.
 const HOST_DEVICE_IDS: [&str; 2] = ["agent-0", "agent-1"];
 
@@ -116,6 +119,7 @@ pub(super) fn allocate_kvm(
                 read_only: true,
             }],
             devices: Vec::new(),
+            envs: HashMap::new(),
         }),
         Some(_) | None => Err(AllocationError::UnknownDevice(id.clone())),
     }
@@ -146,6 +150,7 @@ pub(super) fn allocate_host_devices(
     Ok(ContainerAllocateResponse {
         mounts: Vec::new(),
         devices: devices.collect(),
+        envs: HashMap::from([(ALLOCATED.into(), id.clone())]),
     })
 }
 
@@ -206,7 +211,8 @@ mod tests {
             allocated,
             ContainerAllocateResponse {
                 mounts: vec![mount],
-                devices: Vec::new()
+                devices: Vec::new(),
+                envs: HashMap::new(),
             }
         );
     }
@@ -235,5 +241,6 @@ mod tests {
             .collect();
         assert_eq!(paths, ["/dev/kvm", "/dev/net/tun", "/dev/userfaultfd"]);
         assert!(allocated.devices.iter().all(|device| device.permissions == "rw"));
+        assert_eq!(allocated.envs[ALLOCATED], "agent-1");
     }
 }

@@ -1,59 +1,37 @@
-//! What this node's guests do, which VirtualMachine says so, and what is to be written next. Pure: it is told the time.
+//! What this node's guests do and shall do, which VirtualMachine says so, and what is to be written and asked for next. Pure: it is told the
+//! time.
 //!
-//! A guest is known by the pod that the kubelet gave its device to; a VirtualMachine by the `status.podName` that the operator wrote.
-//! `status.guest` is left as it is when a VM ends: its `podUID` says which run it speaks of.
+//! A guest is known by the pod that the kubelet gave its device to, and by that pod's UID; a VirtualMachine by the `status.podName` and
+//! `status.podUID` that the operator wrote. `status.guest` is left as it is when a VM ends: its `podUID` says which run it speaks of.
+
+mod fields;
+mod orders;
+#[cfg(test)]
+mod resize_tests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crds::VirtualMachine;
-use crds::guest;
-use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use node_shim_protocol::agent::{GuestState, GuestStatus, KERNEL_MAX_BYTES};
+use node_shim_protocol::agent::{GuestState, GuestStatus, Resize};
 
 use super::identity::PodName;
+use super::report::{ConnectionId, PodId, Report, What};
+pub(super) use fields::Fields;
+use orders::{Next, Orders};
 
 /// Least time between two writes to one VirtualMachine; what happens in between is written together.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// How long `Booting` waits for the `Running` that usually follows, which saves a write.
 pub(super) const BOOTING_HOLD: Duration = Duration::from_secs(1);
+/// How long the answer to a target waits until the guest has what it says, which saves a write.
+pub(super) const RESIZE_HOLD: Duration = Duration::from_secs(1);
+/// Least time between two writes of a guest on its way to another size: what is waited for is its end, which is written at once.
+pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// Longest pause after writes that failed; the first is [`INTERVAL`], and it doubles.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-
-/// Which conversation a report comes from; a later one has a greater id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct ConnectionId(u64);
-
-impl ConnectionId {
-    /// An id that was not there before.
-    pub(super) fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-/// What a conversation says.
-#[derive(Clone, Debug)]
-pub(super) enum Report {
-    /// What the guest does.
-    Guest {
-        /// The caller.
-        pod: PodName,
-        /// The conversation.
-        connection: ConnectionId,
-        /// What the guest does.
-        status: GuestStatus,
-    },
-    /// The conversation is over.
-    HungUp {
-        /// The caller.
-        pod: PodName,
-        /// The conversation.
-        connection: ConnectionId,
-    },
-}
 
 /// A VirtualMachine's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,8 +49,19 @@ pub(super) struct Write {
     pub(super) vm: VmName,
     /// Its UID: another VM of the same name is not written to.
     pub(super) uid: String,
-    /// The new `status.guest`.
-    pub(super) guest: guest::GuestStatus,
+    /// What it is to have.
+    pub(super) fields: Fields,
+}
+
+/// What is due.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Due {
+    /// To be written; in flight from now on.
+    pub(super) writes: Vec<Write>,
+    /// To be asked for; counted as asked from now on.
+    pub(super) orders: Vec<(ConnectionId, Resize)>,
+    /// When something is due next, if nothing happens.
+    pub(super) next: Option<Instant>,
 }
 
 /// How a write ended.
@@ -90,18 +79,22 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 struct Guest {
     connection: ConnectionId,
-    status: GuestStatus,
+    /// What it does, once that was said.
+    status: Option<GuestStatus>,
     changed_at: Instant,
+    orders: Orders,
 }
 
 /// A VirtualMachine of this node.
 #[derive(Debug)]
-struct Target {
+struct Vm {
     uid: String,
-    pod: PodName,
-    pod_uid: String,
-    written: Option<guest::GuestStatus>,
-    in_flight: Option<guest::GuestStatus>,
+    pod: PodId,
+    /// What its guest shall have.
+    wanted: Option<Resize>,
+    written: Fields,
+    written_at: Option<Instant>,
+    in_flight: Option<Fields>,
     not_before: Option<Instant>,
     failures: u32,
 }
@@ -109,43 +102,40 @@ struct Target {
 /// Everything that is known.
 #[derive(Debug, Default)]
 pub(super) struct Board {
-    guests: BTreeMap<PodName, Guest>,
-    targets: BTreeMap<VmName, Target>,
+    guests: BTreeMap<PodId, Guest>,
+    vms: BTreeMap<VmName, Vm>,
 }
 
 impl Board {
-    /// A conversation said something.
+    /// A conversation said something. An older one of the same pod is not listened to any more.
     pub(super) fn report(&mut self, report: Report, now: Instant) {
-        match report {
-            Report::Guest {
-                pod,
-                connection,
-                status,
-            } => {
-                let known = self.guests.get(&pod);
-                let newer = known.is_none_or(|known| known.connection <= connection);
-                if newer && known.is_none_or(|known| known.status != status) {
-                    self.guests.insert(
-                        pod,
-                        Guest {
-                            connection,
-                            status,
-                            changed_at: now,
-                        },
-                    );
-                } else if let (true, Some(known)) = (newer, self.guests.get_mut(&pod)) {
-                    known.connection = connection;
-                }
+        let Report { pod, connection, what } = report;
+        let known = self.guests.get_mut(&pod).filter(|known| known.connection == connection);
+        match (what, known) {
+            (What::Connected(_), _) => self.connect(pod, connection, now),
+            (What::Guest(status), Some(known)) => known.says(status, now),
+            (What::Resized(resized), Some(known)) => {
+                known.orders.answered(&resized, now);
+                known.says(resized.status, now);
             }
-            Report::HungUp { pod, connection } => {
-                if self
-                    .guests
-                    .get(&pod)
-                    .is_some_and(|known| known.connection == connection)
-                {
-                    self.guests.remove(&pod);
-                }
+            (What::HungUp, Some(_)) => {
+                self.guests.remove(&pod);
             }
+            (What::Guest(_) | What::Resized(_) | What::HungUp, None) => {}
+        }
+    }
+
+    /// What the pod's last conversation said is remembered; what it was asked for may not have arrived.
+    fn connect(&mut self, pod: PodId, connection: ConnectionId, now: Instant) {
+        let guest = self.guests.entry(pod).or_insert(Guest {
+            connection,
+            status: None,
+            changed_at: now,
+            orders: Orders::default(),
+        });
+        if guest.connection < connection {
+            guest.connection = connection;
+            guest.orders = Orders::default();
         }
     }
 
@@ -155,31 +145,42 @@ impl Board {
         let status = vm.status.as_ref();
         let pod = status.and_then(|status| Some((status.pod_name.clone()?, status.pod_uid.clone()?)));
         let (Some((pod_name, pod_uid)), Some(uid)) = (pod, vm.metadata.uid.clone()) else {
-            self.targets.remove(&name);
+            self.vms.remove(&name);
             return;
         };
-        let pod = PodName {
-            namespace: name.namespace.clone(),
-            name: pod_name,
+        let wanted = fields::wanted(vm, &pod_uid);
+        let pod = PodId {
+            name: PodName {
+                namespace: name.namespace.clone(),
+                name: pod_name,
+            },
+            uid: pod_uid,
         };
-        match self.targets.get_mut(&name) {
-            Some(target) if target.uid == uid => {
-                // What was written is remembered and not read: the watch may be behind.
-                target.pod = pod;
-                target.pod_uid = pod_uid;
+        match self.vms.get_mut(&name) {
+            Some(known) if known.uid == uid => {
+                // The watch may be behind: a size that was overtaken does not come back.
+                let is_newer = |known: &Resize| wanted.is_some_and(|wanted| wanted.sequence >= known.sequence);
+                if known.pod != pod || known.wanted.as_ref().is_none_or(is_newer) {
+                    known.wanted = wanted;
+                }
+                known.pod = pod;
+                // What was written is remembered and not read, for the same reason; what this agent's predecessor wrote is read.
+                if known.written_at.is_none() && known.in_flight.is_none() {
+                    known.written = Fields::of(vm);
+                }
             }
             Some(_) | None => {
-                let written = status.and_then(|status| status.guest.clone());
-                let target = Target {
+                let vm = Vm {
                     uid,
                     pod,
-                    pod_uid,
-                    written,
+                    wanted,
+                    written: Fields::of(vm),
+                    written_at: None,
                     in_flight: None,
                     not_before: None,
                     failures: 0,
                 };
-                self.targets.insert(name, target);
+                self.vms.insert(name, vm);
             }
         }
     }
@@ -187,75 +188,106 @@ impl Board {
     /// A VirtualMachine is not of this node any more.
     pub(super) fn forget(&mut self, vm: &VirtualMachine) {
         if let Some(name) = vm_name(vm) {
-            self.targets.remove(&name);
+            self.vms.remove(&name);
         }
     }
 
     /// Only these VirtualMachines are of this node: what the watch knows after it has begun again.
     pub(super) fn retain(&mut self, names: &std::collections::BTreeSet<VmName>) {
-        self.targets.retain(|name, _| names.contains(name));
+        self.vms.retain(|name, _| names.contains(name));
     }
 
-    /// At most `room` writes that are due, which are in flight from now on, and when the next will be.
-    pub(super) fn due(&mut self, now: Instant, room: usize) -> (Vec<Write>, Option<Instant>) {
-        let mut writes = Vec::new();
-        let mut next: Option<Instant> = None;
-        for (name, target) in &mut self.targets {
-            let Some(guest) = self.guests.get(&target.pod) else {
+    /// What is due, with at most `room` writes.
+    pub(super) fn due(&mut self, now: Instant, room: usize) -> Due {
+        let mut due = Due::default();
+        for (name, vm) in &mut self.vms {
+            let Some(guest) = self.guests.get_mut(&vm.pod) else {
                 continue;
             };
-            let wanted = render(&guest.status, &target.pod_uid);
-            if target.in_flight.is_some() || target.written.as_ref() == Some(&wanted) {
+            let mut at = |next: Instant| due.next = Some(due.next.map_or(next, |due| due.min(next)));
+            if let Some(wanted) = &vm.wanted {
+                match guest.orders.next(wanted, vm.written.taken(&vm.pod.uid), now) {
+                    Next::Nothing => {}
+                    Next::AskAt(next) => at(next),
+                    Next::Ask => {
+                        guest.orders.ask(wanted);
+                        due.orders.push((guest.connection, *wanted));
+                    }
+                }
+            }
+            let Some(status) = &guest.status else { continue };
+            let fields = Fields::new(status, &vm.pod.uid, &vm.written, guest.orders.answer());
+            if vm.in_flight.is_some() || vm.written == fields {
                 continue;
             }
-            let at = guest.due_at().max(target.not_before.unwrap_or(now));
-            if at <= now && writes.len() == room {
-                // The end of a write makes room.
-            } else if at <= now {
-                target.in_flight = Some(wanted.clone());
-                writes.push(Write {
+            let next = write_at(vm, guest, status, &fields, now);
+            if next > now {
+                at(next);
+            } else if due.writes.len() < room {
+                vm.in_flight = Some(fields.clone());
+                due.writes.push(Write {
                     vm: name.clone(),
-                    uid: target.uid.clone(),
-                    guest: wanted,
+                    uid: vm.uid.clone(),
+                    fields,
                 });
-            } else {
-                next = Some(next.map_or(at, |next| next.min(at)));
             }
+            // Else the end of a write makes room.
         }
-        (writes, next)
+        due
     }
 
     /// A write has ended.
     pub(super) fn ended(&mut self, vm: &VmName, uid: &str, outcome: Outcome, now: Instant) {
-        let Some(target) = self.targets.get_mut(vm).filter(|target| target.uid == uid) else {
+        let Some(known) = self.vms.get_mut(vm).filter(|known| known.uid == uid) else {
             return;
         };
-        let sent = target.in_flight.take();
+        let sent = known.in_flight.take();
         match outcome {
             Outcome::Done => {
-                target.written = sent;
-                target.failures = 0;
-                target.not_before = Some(now + INTERVAL);
+                known.written = sent.unwrap_or_default();
+                known.written_at = Some(now);
+                known.failures = 0;
+                known.not_before = Some(now + INTERVAL);
             }
             Outcome::Gone => {
-                self.targets.remove(vm);
+                self.vms.remove(vm);
             }
             Outcome::Failed => {
-                let pause = INTERVAL * 2u32.saturating_pow(target.failures.min(16));
-                target.failures = target.failures.saturating_add(1);
-                target.not_before = Some(now + pause.min(MAX_PAUSE));
+                let pause = INTERVAL * 2u32.saturating_pow(known.failures.min(16));
+                known.failures = known.failures.saturating_add(1);
+                known.not_before = Some(now + pause.min(MAX_PAUSE));
             }
         }
     }
 }
 
 impl Guest {
-    fn due_at(&self) -> Instant {
-        match self.status.state {
-            GuestState::Booting => self.changed_at + BOOTING_HOLD,
-            GuestState::Running | GuestState::PoweringOff => self.changed_at,
+    fn says(&mut self, status: GuestStatus, now: Instant) {
+        if self.status.as_ref() != Some(&status) {
+            self.status = Some(status);
+            self.changed_at = now;
         }
     }
+}
+
+/// When something new of a guest is written.
+fn write_at(vm: &Vm, guest: &Guest, status: &GuestStatus, fields: &Fields, now: Instant) -> Instant {
+    let state = match status.state {
+        GuestState::Booting => guest.changed_at + BOOTING_HOLD,
+        GuestState::Running | GuestState::PoweringOff => guest.changed_at,
+    };
+    let has_it = vm
+        .wanted
+        .is_none_or(|wanted| (wanted.vcpus, wanted.memory_bytes) == (status.vcpus, status.memory_bytes));
+    let size = if has_it || !fields.is_same_but_for_size(&vm.written) {
+        None
+    } else if fields.acknowledged == vm.written.acknowledged {
+        vm.written_at.map(|at| at + PROGRESS_INTERVAL)
+    } else {
+        guest.orders.answer().map(|answer| answer.at + RESIZE_HOLD)
+    };
+    let bounds = [Some(state), size, vm.not_before];
+    bounds.into_iter().flatten().max().unwrap_or(now)
 }
 
 /// The name of an object that is in a namespace.
@@ -265,60 +297,3 @@ pub(super) fn vm_name(vm: &VirtualMachine) -> Option<VmName> {
         name: vm.metadata.name.clone()?,
     })
 }
-
-/// Whether a shim's status fits into the API's fields.
-pub(super) fn is_plausible(status: &GuestStatus) -> bool {
-    let GuestStatus {
-        state: _,
-        boot_time_ms,
-        vcpus,
-        memory_bytes,
-        resets,
-        kernel,
-    } = status;
-    boot_time(*boot_time_ms).is_some()
-        && i32::try_from(*vcpus).is_ok()
-        && i64::try_from(*memory_bytes).is_ok()
-        && i64::try_from(*resets).is_ok()
-        && kernel
-            .as_ref()
-            .is_none_or(|kernel| kernel.len() <= KERNEL_MAX_BYTES && !kernel.chars().any(char::is_control))
-}
-
-/// Whole seconds, as Kubernetes writes times: what is read back is what was written.
-fn boot_time(milliseconds: u64) -> Option<Time> {
-    let seconds = i64::try_from(milliseconds / 1000).ok()?;
-    Timestamp::from_second(seconds).ok().map(Time)
-}
-
-fn render(status: &GuestStatus, pod_uid: &str) -> guest::GuestStatus {
-    let state = match status.state {
-        GuestState::Booting => guest::GuestState::Booting,
-        GuestState::Running => guest::GuestState::Running,
-        GuestState::PoweringOff => guest::GuestState::PoweringOff,
-    };
-    guest::GuestStatus {
-        pod_uid: Some(pod_uid.to_owned()),
-        state: Some(state),
-        boot_time: boot_time(status.boot_time_ms),
-        vcpus: i32::try_from(status.vcpus).ok(),
-        memory: Some(quantity(status.memory_bytes)),
-        resets: i64::try_from(status.resets).ok(),
-        kernel: status.kernel.clone(),
-    }
-}
-
-/// Bytes in the largest binary unit that divides them, as Kubernetes writes quantities.
-fn quantity(bytes: u64) -> String {
-    const UNITS: [(u64, &str); 4] = [(1 << 40, "Ti"), (1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
-    let unit = UNITS
-        .into_iter()
-        .find(|(size, _)| bytes > 0 && bytes.is_multiple_of(*size));
-    unit.map_or_else(
-        || bytes.to_string(),
-        |(size, suffix)| format!("{}{suffix}", bytes / size),
-    )
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,6 +1,7 @@
-//! Writes what the guests do into `status.guest` of their VirtualMachines, by server-side apply of that one field.
+//! Writes what the guests do into `status.guest` and `status.acknowledgedTarget` of their VirtualMachines, by server-side apply of these fields
+//! alone, and hands `status.target` to the conversation with the guest's VMM.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crds::VirtualMachine;
@@ -11,10 +12,12 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource};
+use node_shim_protocol::agent::Resize;
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as latest};
 
-use super::board::{Board, Outcome, Report, VmName, Write, vm_name};
+use super::board::{Board, Fields, Outcome, VmName, Write, vm_name};
+use super::report::{ConnectionId, Report, What};
 
 /// Longest time for one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -31,11 +34,16 @@ pub(super) async fn run(
     let events = watch(Api::<VirtualMachine>::all(client.clone()), of_node).default_backoff();
     let mut events = std::pin::pin!(events);
     let mut board = Board::default();
+    let mut conversations = Conversations::default();
     let mut listed = BTreeSet::new();
     let mut writing = FuturesUnordered::new();
     loop {
-        let (writes, next) = board.due(Instant::now(), CONCURRENT_WRITES - writing.len());
-        writing.extend(writes.into_iter().map(|write| apply(&client, write)));
+        let due = board.due(Instant::now(), CONCURRENT_WRITES - writing.len());
+        for (connection, resize) in due.orders {
+            conversations.ask(connection, resize);
+        }
+        writing.extend(due.writes.into_iter().map(|write| apply(&client, write)));
+        let next = due.next;
         tokio::select! {
             Some(event) = events.next() => match event {
                 Ok(event) => observe(&mut board, &mut listed, event),
@@ -43,11 +51,39 @@ pub(super) async fn run(
             },
             Some((write, outcome)) = writing.next() => board.ended(&write.vm, &write.uid, outcome, Instant::now()),
             report = reports.recv() => match report {
-                Some(report) => board.report(report, Instant::now()),
+                Some(report) => {
+                    conversations.follow(&report);
+                    board.report(report, Instant::now());
+                }
                 // The conversations are over: the agent is ending.
                 None => return Ok(()),
             },
             () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
+        }
+    }
+}
+
+/// Where sizes for guests go.
+#[derive(Default)]
+struct Conversations(BTreeMap<ConnectionId, latest::Sender<Option<Resize>>>);
+
+impl Conversations {
+    fn follow(&mut self, report: &Report) {
+        match &report.what {
+            What::Connected(sizes) => {
+                self.0.insert(report.connection, sizes.clone());
+            }
+            What::HungUp => {
+                self.0.remove(&report.connection);
+            }
+            What::Guest(_) | What::Resized(_) => {}
+        }
+    }
+
+    /// A size that was not sent yet is overtaken. One that ends will say so, and the next one of the pod is asked anew.
+    fn ask(&self, connection: ConnectionId, resize: Resize) {
+        if let Some(sizes) = self.0.get(&connection) {
+            sizes.send_replace(Some(resize));
         }
     }
 }
@@ -77,11 +113,11 @@ async fn apply(client: &Client, write: Write) -> (Write, Outcome) {
         // 409: the UID is another's. 404: deleted.
         Ok(Err(kube::Error::Api(status))) if status.code == 404 || status.code == 409 => Outcome::Gone,
         Ok(Err(error)) => {
-            tracing::warn!(%namespace, %name, "failed to write status.guest, trying again: {error}");
+            tracing::warn!(%namespace, %name, "failed to write the guest's status, trying again: {error}");
             Outcome::Failed
         }
         Err(_) => {
-            tracing::warn!(%namespace, %name, "failed to write status.guest within {} s, trying again", WRITE_TIMEOUT.as_secs());
+            tracing::warn!(%namespace, %name, "failed to write the guest's status within {} s, trying again", WRITE_TIMEOUT.as_secs());
             Outcome::Failed
         }
     };
@@ -90,10 +126,99 @@ async fn apply(client: &Client, write: Write) -> (Write, Outcome) {
 
 /// The whole of what this field manager owns. The UID is a precondition: a VM of the same name that came later is left alone.
 fn patch(write: &Write) -> serde_json::Value {
+    let Fields { guest, acknowledged } = &write.fields;
+    let mut status = serde_json::Map::new();
+    status.extend(guest.as_ref().map(|guest| ("guest".to_owned(), json!(guest))));
+    status.extend(
+        acknowledged
+            .as_ref()
+            .map(|target| ("acknowledgedTarget".to_owned(), json!(target))),
+    );
     json!({
         "apiVersion": VirtualMachine::api_version(&()),
         "kind": VirtualMachine::kind(&()),
         "metadata": { "name": write.vm.name, "uid": write.uid },
-        "status": { "guest": write.guest },
+        "status": status,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use crds::guest;
+    use crds::status::AcknowledgedTarget;
+
+    use super::super::identity::PodName;
+    use super::super::report::PodId;
+    use super::*;
+
+    fn write(acknowledged: Option<AcknowledgedTarget>) -> Write {
+        Write {
+            vm: VmName {
+                namespace: "shop".into(),
+                name: "web".into(),
+            },
+            uid: "u1".into(),
+            fields: Fields {
+                guest: Some(guest::GuestStatus {
+                    vcpus: Some(2),
+                    ..guest::GuestStatus::default()
+                }),
+                acknowledged,
+            },
+        }
+    }
+
+    /// A field that is left out of an apply is one that its manager gives up.
+    #[test]
+    fn both_fields_are_applied_together_and_nothing_else() {
+        let target = AcknowledgedTarget {
+            pod_uid: "p1".into(),
+            sequence: 3,
+            refusal: None,
+        };
+        let object = |status: serde_json::Value| {
+            json!({
+                "apiVersion": "tandem.dev/v1alpha1",
+                "kind": "VirtualMachine",
+                "metadata": { "name": "web", "uid": "u1" },
+                "status": status,
+            })
+        };
+        let both = json!({ "guest": { "vcpus": 2 }, "acknowledgedTarget": { "podUID": "p1", "sequence": 3 } });
+        assert_eq!(patch(&write(Some(target))), object(both));
+        assert_eq!(patch(&write(None)), object(json!({ "guest": { "vcpus": 2 } })));
+    }
+
+    #[test]
+    fn a_size_goes_to_its_conversation_for_as_long_as_that_lasts() {
+        let report = |what| Report {
+            pod: PodId {
+                name: PodName {
+                    namespace: "shop".into(),
+                    name: "web".into(),
+                },
+                uid: "p1".into(),
+            },
+            connection: ConnectionId(7),
+            what,
+        };
+        let size = |sequence| Resize {
+            sequence,
+            vcpus: 2,
+            memory_bytes: 1 << 30,
+        };
+        let (sender, mut sizes) = latest::channel(None);
+        let mut conversations = Conversations::default();
+        conversations.follow(&report(What::Connected(sender)));
+        conversations.ask(ConnectionId(7), size(1));
+        conversations.ask(ConnectionId(8), size(9));
+        conversations.ask(ConnectionId(7), size(2));
+        assert_eq!(*sizes.borrow_and_update(), Some(size(2)), "the last one counts");
+        // The same again is news too: it is asked for again.
+        conversations.ask(ConnectionId(7), size(2));
+        assert!(sizes.has_changed().unwrap());
+        conversations.follow(&report(What::HungUp));
+        conversations.ask(ConnectionId(7), size(3));
+        assert!(sizes.has_changed().is_err(), "nobody is left who could say it");
+    }
 }

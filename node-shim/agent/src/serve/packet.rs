@@ -137,6 +137,7 @@ fn parse(packet: &[u8]) -> Result<Request, PacketError> {
     serde_json::from_slice(packet).or_else(|error| match serde_json::from_slice(packet) {
         Ok(AnyFirst::Hello { version } | AnyFirst::Resume { version }) if version != VERSION => Ok(Request::Hello {
             version,
+            pod_uid: String::new(),
             interfaces: Vec::new(),
         }),
         Ok(AnyFirst::Hello { .. } | AnyFirst::Resume { .. }) | Err(_) => Err(PacketError::Malformed(error)),
@@ -157,7 +158,8 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsFd;
 
-    use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceRequest};
+    use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceRequest, Resized};
+    use node_shim_protocol::control::{Failure, FailureKind};
     use proptest::prelude::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -181,6 +183,7 @@ mod tests {
     fn hello() -> Vec<u8> {
         serde_json::to_vec(&Request::Hello {
             version: VERSION,
+            pod_uid: "p1".to_owned(),
             interfaces: Vec::new(),
         })
         .unwrap()
@@ -242,20 +245,41 @@ mod tests {
             Just(GuestState::Running),
             Just(GuestState::PoweringOff)
         ];
-        let status = (state, any::<(u64, u32, u64, u64, Option<String>)>()).prop_map(
-            |(state, (boot_time_ms, vcpus, memory_bytes, resets, kernel))| GuestStatus {
+        let status = (state, any::<(u64, u32, u64, u64, Option<String>, Option<String>)>()).prop_map(
+            |(state, (boot_time_ms, vcpus, memory_bytes, resets, kernel, hindrance))| GuestStatus {
                 state,
                 boot_time_ms,
                 vcpus,
                 memory_bytes,
                 resets,
                 kernel,
+                hindrance,
             },
         );
+        let failure = any::<Option<String>>().prop_map(|message| {
+            message.map(|message| Failure {
+                kind: FailureKind::Failed,
+                message,
+            })
+        });
         prop_oneof![
-            (any::<u32>(), prop::collection::vec(interface, 0..10))
-                .prop_map(|(version, interfaces)| Request::Hello { version, interfaces }),
-            (any::<u32>(), status.clone()).prop_map(|(version, status)| Request::Resume { version, status }),
+            (any::<u32>(), any::<String>(), prop::collection::vec(interface, 0..10)).prop_map(
+                |(version, pod_uid, interfaces)| Request::Hello {
+                    version,
+                    pod_uid,
+                    interfaces
+                }
+            ),
+            (any::<u32>(), any::<String>(), status.clone()).prop_map(|(version, pod_uid, status)| Request::Resume {
+                version,
+                pod_uid,
+                status
+            }),
+            (any::<u64>(), failure, status.clone()).prop_map(|(sequence, failure, status)| Request::Resized(Resized {
+                sequence,
+                failure,
+                status
+            })),
             status.prop_map(Request::Status),
         ]
     }

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! connected ──Hello──► caller known ──► network, /dev/kvm ──Granted──► live ──Status──► live ──hang-up──► over
-//!     │                     └────────────Refused────────────► over      ▲
-//!     └──Resume──► caller known ────────────────────────────────────────┘
+//!     │                     └────────────Refused────────────► over      ▲ │ ▲
+//!     └──Resume──► caller known ────────────────────────────────────────┘ │ └──Resized── (shim)
+//!                                                                         └──Resize──► (shim)
 //! ```
 
 use std::os::fd::AsFd;
@@ -11,14 +12,14 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use node_shim_protocol::agent::{GuestStatus, InterfaceRequest, Request, Response, VERSION};
+use node_shim_protocol::agent::{GuestStatus, InterfaceRequest, Request, Resize, Resized, Response, VERSION};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::board::{ConnectionId, Report};
 use super::identity::{self, PodName};
 use super::kvm;
 use super::packet::{self, Connection, Received};
+use super::report::{self, ConnectionId, PodId, Report, What};
 use crate::network::{self, GuestInterface, PodNamespace};
 
 /// How long a caller may take to say something.
@@ -86,6 +87,9 @@ pub(super) enum Refusal {
     /// An interface that cannot be.
     #[error("{0}")]
     Network(network::NetworkError),
+    /// A UID that cannot be.
+    #[error("the pod's UID is none: start node-shim with --pod-uid and what the downward API says of metadata.uid")]
+    PodUid,
     /// A status that cannot be.
     #[error("the guest's status is out of bounds")]
     Status,
@@ -94,7 +98,7 @@ pub(super) enum Refusal {
 impl Refusal {
     fn is_retryable(&self) -> bool {
         match self {
-            Self::Version(_) | Self::Descriptors(_) | Self::Status => false,
+            Self::Version(_) | Self::Descriptors(_) | Self::PodUid | Self::Status => false,
             Self::Caller(_) | Self::Kvm(_) => true,
             Self::Network(error) => error.is_retryable(),
         }
@@ -139,35 +143,33 @@ impl Session {
     /// Talks until one side has enough; a peer that hangs up after it was served is the usual end.
     pub(super) async fn run(self) {
         let device = &self.device;
+        let begun = OnceLock::new();
         let pod = || {
-            self.caller
-                .get()
-                .map_or_else(|| "unknown pod".to_owned(), ToString::to_string)
+            let caller = || {
+                self.caller
+                    .get()
+                    .map_or_else(|| "unknown pod".to_owned(), ToString::to_string)
+            };
+            begun.get().map_or_else(caller, ToString::to_string)
         };
-        match self.talk().await {
+        match self.talk(&begun).await {
             Ok(()) => tracing::info!(%device, pod = pod(), "the VM hung up"),
             Err(error) => tracing::warn!(%device, pod = pod(), "the conversation with a VM ended: {error}"),
         }
-        if let Some(pod) = self.caller.get() {
+        if let Some(pod) = begun.get() {
             // Without a receiver the agent is ending, and with it all that it knows.
-            let _ = self
-                .services
-                .reports
-                .send(Report::HungUp {
-                    pod: pod.clone(),
-                    connection: self.id,
-                })
-                .await;
+            let _ = self.tell(pod, What::HungUp).await;
         }
     }
 
-    async fn talk(&self) -> Result<(), SessionError> {
+    /// `begun` is set once anything is reported.
+    async fn talk(&self, begun: &OnceLock<PodId>) -> Result<(), SessionError> {
         let first = tokio::time::timeout(FIRST_PACKET_TIMEOUT, self.connection.receive()).await;
         let Some(first) = first.map_err(|_| SessionError::Silent)?.map_err(SessionError::Packet)? else {
             return Ok(());
         };
-        let pod = match self.begin(first).await {
-            Ok(pod) => pod,
+        let (pod, status) = match self.begin(first).await {
+            Ok(served) => served,
             Err(SessionError::Refused(refusal)) => {
                 self.send(&refusal.response(), &[]).await?;
                 self.connection.linger(LINGER).await;
@@ -175,44 +177,57 @@ impl Session {
             }
             Err(error) => return Err(error),
         };
-        self.relay(pod).await
+        let pod = begun.get_or_init(|| pod);
+        let (sender, sizes) = watch::channel(None);
+        self.tell(pod, What::Connected(sender)).await?;
+        if let Some(status) = status {
+            self.report(pod, status).await?;
+        }
+        self.relay(pod, sizes).await
     }
 
-    async fn begin(&self, first: Received) -> Result<&PodName, SessionError> {
+    /// Who calls, and what its guest does, where there is one.
+    async fn begin(&self, first: Received) -> Result<(PodId, Option<GuestStatus>), SessionError> {
         let Received { request, descriptors } = first;
-        let (version, status) = match &request {
-            Request::Hello { version, .. } => (*version, None),
-            Request::Resume { version, status } => (*version, Some(status.clone())),
-            Request::Status(_) => return Err(SessionError::Protocol("the first packet was a Status")),
+        let (version, uid) = match &request {
+            Request::Hello { version, pod_uid, .. } | Request::Resume { version, pod_uid, .. } => (*version, pod_uid),
+            Request::Status(_) | Request::Resized(_) => {
+                return Err(SessionError::Protocol("the first packet was none to begin with"));
+            }
         };
         if version != VERSION {
             return Err(Refusal::Version(version).into());
         }
-        let pod = identity::of_device(&self.services.pod_resources, &self.device)
+        if !report::is_pod_uid(uid) {
+            return Err(Refusal::PodUid.into());
+        }
+        let name = identity::of_device(&self.services.pod_resources, &self.device)
             .await
             .map_err(Refusal::Caller)?;
-        let pod = self.caller.get_or_init(|| pod);
+        let pod = PodId {
+            name: self.caller.get_or_init(|| name).clone(),
+            uid: uid.clone(),
+        };
         match request {
             Request::Hello { interfaces, .. } => {
                 let count = descriptors.len();
                 let [namespace] = <[_; 1]>::try_from(descriptors).map_err(|_| Refusal::Descriptors(count))?;
                 let namespace = PodNamespace::check(namespace)
                     .map_err(|error| Refusal::Network(network::NetworkError::Namespace(error)))?;
-                self.grant(pod, namespace, &interfaces).await?;
+                self.grant(&pod, namespace, &interfaces).await?;
+                Ok((pod, None))
             }
-            Request::Resume { .. } | Request::Status(_) => {
+            Request::Resume { status, .. } => {
                 tracing::info!(device = %self.device, %pod, "a running VM is back");
-                if let Some(status) = status {
-                    self.report(pod, status).await?;
-                }
+                Ok((pod, Some(status)))
             }
+            Request::Status(_) | Request::Resized(_) => Ok((pod, None)),
         }
-        Ok(pod)
     }
 
     async fn grant(
         &self,
-        pod: &PodName,
+        pod: &PodId,
         namespace: PodNamespace,
         interfaces: &[InterfaceRequest],
     ) -> Result<(), SessionError> {
@@ -239,21 +254,35 @@ impl Session {
         self.send(&Response::Granted { interfaces: grants }, &descriptors).await
     }
 
-    /// Passes the guest's states on until the peer hangs up. A peer that talks too much is read more slowly.
-    async fn relay(&self, pod: &PodName) -> Result<(), SessionError> {
+    /// Passes the guest's states on, and sizes to the shim, until the peer hangs up. A peer that talks too much is read more slowly.
+    async fn relay(&self, pod: &PodId, mut sizes: watch::Receiver<Option<Resize>>) -> Result<(), SessionError> {
         let mut pace = Pace::new(Instant::now());
+        let mut asked = None;
         loop {
-            tokio::time::sleep_until(pace.next(Instant::now())).await;
-            let Some(Received { request, descriptors }) =
-                self.connection.receive().await.map_err(SessionError::Packet)?
-            else {
+            let turn = pace.next(Instant::now());
+            let next = async {
+                tokio::time::sleep_until(turn).await;
+                self.connection.receive().await.map_err(SessionError::Packet)
+            };
+            tokio::pin!(next);
+            let received = loop {
+                tokio::select! {
+                    received = &mut next => break received?,
+                    resize = next_size(&mut sizes) => {
+                        asked = Some(resize.sequence);
+                        self.send(&Response::Resize(resize), &[]).await?;
+                    }
+                }
+            };
+            let Some(Received { request, descriptors }) = received else {
                 return Ok(());
             };
             if !descriptors.is_empty() {
-                return Err(SessionError::Protocol("a Status came with descriptors"));
+                return Err(SessionError::Protocol("descriptors came with a packet that has none"));
             }
             match request {
                 Request::Status(status) => self.report(pod, status).await?,
+                Request::Resized(resized) => self.resized(pod, resized, asked).await?,
                 Request::Hello { .. } | Request::Resume { .. } => {
                     return Err(SessionError::Protocol(
                         "a second Hello or Resume came on one connection",
@@ -263,14 +292,34 @@ impl Session {
         }
     }
 
-    async fn report(&self, pod: &PodName, status: GuestStatus) -> Result<(), SessionError> {
-        if !super::board::is_plausible(&status) {
+    async fn report(&self, pod: &PodId, status: GuestStatus) -> Result<(), SessionError> {
+        if !report::is_plausible(&status) {
             return Err(Refusal::Status.into());
         }
-        let report = Report::Guest {
+        self.tell(pod, What::Guest(status)).await
+    }
+
+    async fn resized(&self, pod: &PodId, resized: Resized, asked: Option<u64>) -> Result<(), SessionError> {
+        if asked.is_none_or(|asked| asked < resized.sequence) {
+            return Err(SessionError::Protocol("a size was answered that was not asked for"));
+        }
+        if !report::is_plausible_answer(&resized) {
+            return Err(Refusal::Status.into());
+        }
+        match &resized.failure {
+            None => tracing::info!(%pod, sequence = resized.sequence, "the VM took a size"),
+            Some(failure) => {
+                tracing::warn!(%pod, sequence = resized.sequence, "the VM did not take a size: {}", failure.message);
+            }
+        }
+        self.tell(pod, What::Resized(resized)).await
+    }
+
+    async fn tell(&self, pod: &PodId, what: What) -> Result<(), SessionError> {
+        let report = Report {
             pod: pod.clone(),
             connection: self.id,
-            status,
+            what,
         };
         self.services
             .reports
@@ -282,6 +331,18 @@ impl Session {
     async fn send(&self, response: &Response, descriptors: &[std::os::fd::BorrowedFd<'_>]) -> Result<(), SessionError> {
         let sent = tokio::time::timeout(SEND_TIMEOUT, self.connection.send(response, descriptors)).await;
         sent.map_err(|_| SessionError::Deaf)?.map_err(SessionError::Packet)
+    }
+}
+
+/// The next size to ask for; never without anybody who could say it.
+async fn next_size(sizes: &mut watch::Receiver<Option<Resize>>) -> Resize {
+    loop {
+        if sizes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if let Some(resize) = *sizes.borrow_and_update() {
+            return resize;
+        }
     }
 }
 

@@ -4,14 +4,18 @@ mod shim;
 
 use std::time::Duration;
 
-use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceRequest, Request, Response, VERSION};
+use node_shim_protocol::agent::{
+    GuestState, GuestStatus, InterfaceRequest, Request, Resize, Resized, Response, VERSION,
+};
+use node_shim_protocol::control::{Failure, FailureKind};
 
-use super::board::Report;
-use shim::{Answer, Node, PATIENCE, Shim};
+use super::report::{Report, What};
+use shim::{Answer, Node, PATIENCE, POD_UID, Shim};
 
 fn hello(interfaces: Vec<InterfaceRequest>) -> Request {
     Request::Hello {
         version: VERSION,
+        pod_uid: POD_UID.to_owned(),
         interfaces,
     }
 }
@@ -24,6 +28,22 @@ fn status(state: GuestState) -> GuestStatus {
         memory_bytes: 1 << 30,
         resets: 0,
         kernel: None,
+        hindrance: None,
+    }
+}
+
+#[test]
+fn the_agent_ends_when_the_kubelet_forgot_its_devices() {
+    let cases = [
+        (false, &[][..], false),
+        (true, &[], true),
+        // By a device plugin of an earlier version.
+        (false, &["net/tun"], true),
+        (false, &["null"], false),
+    ];
+    for (told, there, expected) in cases {
+        let given = super::was_given_devices(told, |name| there.contains(&name));
+        assert_eq!(given, expected, "{told} {there:?}");
     }
 }
 
@@ -33,11 +53,23 @@ async fn resume(shim: &Shim, state: GuestState) {
     shim.say(
         &Request::Resume {
             version: VERSION,
+            pod_uid: POD_UID.to_owned(),
             status,
         },
         &[],
     )
     .await;
+}
+
+/// The next state of a guest, and whose it is; other reports are passed over.
+async fn guest(node: &mut Node) -> (String, GuestStatus) {
+    loop {
+        let Report { pod, what, .. } = node.report().await;
+        match what {
+            What::Guest(status) => return (pod.to_string(), status),
+            What::Connected(_) | What::Resized(_) | What::HungUp => {}
+        }
+    }
 }
 
 fn refusal(answer: Answer) -> (String, bool) {
@@ -107,6 +139,7 @@ async fn another_version_is_refused_for_good() {
     shim.say(
         &Request::Hello {
             version: 99,
+            pod_uid: POD_UID.to_owned(),
             interfaces: Vec::new(),
         },
         &[],
@@ -136,10 +169,7 @@ async fn a_pod_that_is_listed_a_moment_later_is_served() {
     resume(&shim, GuestState::Running).await;
     node.listed_once().await;
     node.allocate("0", "shop/web");
-    let Report::Guest { pod, .. } = node.report().await else {
-        panic!()
-    };
-    assert_eq!(pod.to_string(), "shop/web");
+    assert_eq!(guest(&mut node).await.0, "shop/web (p1)");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,13 +180,10 @@ async fn states_are_reported_until_the_shim_hangs_up() {
     resume(&shim, GuestState::Booting).await;
     shim.say(&Request::Status(status(GuestState::Running)), &[]).await;
     for expected in [GuestState::Booting, GuestState::Running] {
-        let Report::Guest { status, .. } = node.report().await else {
-            panic!()
-        };
-        assert_eq!(status.state, expected);
+        assert_eq!(guest(&mut node).await.1.state, expected);
     }
     drop(shim);
-    assert!(matches!(node.report().await, Report::HungUp { .. }));
+    assert!(matches!(node.report().await.what, What::HungUp));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,14 +192,14 @@ async fn a_second_connection_is_refused_while_the_first_lives_and_served_after_i
     node.allocate("0", "shop/web");
     let first = Shim::connect(&node, "0").await;
     resume(&first, GuestState::Running).await;
-    assert!(matches!(node.report().await, Report::Guest { .. }));
+    guest(&mut node).await;
     let second = Shim::connect(&node, "0").await;
     assert!(refusal(second.hear().await).1);
     drop(first);
-    assert!(matches!(node.report().await, Report::HungUp { .. }));
+    assert!(matches!(node.report().await.what, What::HungUp));
     let third = Shim::connect(&node, "0").await;
     resume(&third, GuestState::Running).await;
-    assert!(matches!(node.report().await, Report::Guest { .. }));
+    guest(&mut node).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,14 +208,11 @@ async fn a_stale_connection_makes_way_for_the_devices_new_pod() {
     node.allocate("0", "shop/old");
     let old = Shim::connect(&node, "0").await;
     resume(&old, GuestState::Running).await;
-    assert!(matches!(node.report().await, Report::Guest { .. }));
+    guest(&mut node).await;
     node.allocate("0", "shop/new");
     let new = Shim::connect(&node, "0").await;
     resume(&new, GuestState::Running).await;
-    let Report::Guest { pod, .. } = node.report().await else {
-        panic!()
-    };
-    assert_eq!(pod.to_string(), "shop/new");
+    assert_eq!(guest(&mut node).await.0, "shop/new (p1)");
     assert!(matches!(old.hear().await, Answer::HungUp));
 }
 
@@ -200,6 +224,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     let null = std::fs::File::open("/dev/null").unwrap();
     let resume_packet = serde_json::to_vec(&Request::Resume {
         version: VERSION,
+        pod_uid: POD_UID.to_owned(),
         status: status(GuestState::Running),
     })
     .unwrap();
@@ -217,7 +242,12 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
         shim.send(packet, &[&null, &null]).await;
         assert!(matches!(shim.hear().await, Answer::HungUp));
     }
-    let later_packets: [Vec<u8>; 3] = [
+    let unasked = Resized {
+        sequence: 1,
+        failure: None,
+        status: status(GuestState::Running),
+    };
+    let later_packets: [Vec<u8>; 4] = [
         resume_packet.clone(),
         serde_json::to_vec(&Request::Status(GuestStatus {
             memory_bytes: u64::MAX,
@@ -225,6 +255,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
         }))
         .unwrap(),
         serde_json::to_vec(&hello(Vec::new())).unwrap(),
+        serde_json::to_vec(&Request::Resized(unasked)).unwrap(),
     ];
     for packet in later_packets {
         let shim = Shim::connect(&node, "0").await;
@@ -238,9 +269,7 @@ async fn whatever_a_hostile_peer_sends_ends_only_its_own_conversation() {
     resume(&honest, GuestState::Running).await;
     let honest_report = async {
         loop {
-            if let Report::Guest { pod, .. } = node.report().await
-                && pod.to_string() == "shop/honest"
-            {
+            if guest(&mut node).await.0.starts_with("shop/honest ") {
                 return;
             }
         }
@@ -274,4 +303,142 @@ async fn without_kvm_a_vm_is_refused_with_the_reason() {
         refusal(shim.hear().await),
         ("KVM does not work on this node: no vmx".into(), true)
     );
+}
+
+fn size(sequence: u64) -> Resize {
+    Resize {
+        sequence,
+        vcpus: 4,
+        memory_bytes: 4 << 30,
+    }
+}
+
+/// A running shim, and where sizes for its guest go.
+async fn running(node: &mut Node) -> (Shim, tokio::sync::watch::Sender<Option<Resize>>) {
+    node.allocate("0", "shop/web");
+    let shim = Shim::connect(node, "0").await;
+    resume(&shim, GuestState::Running).await;
+    let What::Connected(sizes) = node.report().await.what else {
+        panic!("first of all it is said that the conversation has begun")
+    };
+    guest(node).await;
+    (shim, sizes)
+}
+
+async fn hear_size(shim: &Shim) -> Resize {
+    match shim.hear().await {
+        Answer::Response(Response::Resize(resize), descriptors) if descriptors.is_empty() => resize,
+        other @ (Answer::Response(..) | Answer::HungUp) => panic!("no size: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_is_passed_to_the_shim_and_its_answer_back() {
+    let mut node = Node::new(1);
+    let (shim, sizes) = running(&mut node).await;
+    for (sequence, failure) in [
+        (
+            1,
+            Some(Failure {
+                kind: FailureKind::Invalid,
+                message: "the VM can have 1 to 2 vCPUs, not 4".to_owned(),
+            }),
+        ),
+        // The same again, as after a while.
+        (1, None),
+        (2, None),
+    ] {
+        sizes.send_replace(Some(size(sequence)));
+        assert_eq!(hear_size(&shim).await, size(sequence));
+        let resized = Resized {
+            sequence,
+            failure,
+            status: status(GuestState::Running),
+        };
+        shim.say(&Request::Resized(resized.clone()), &[]).await;
+        let What::Resized(answer) = node.report().await.what else {
+            panic!("no answer")
+        };
+        assert_eq!(answer, resized);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_is_sent_while_the_shim_is_listened_to_slowly() {
+    let mut node = Node::new(1);
+    let (shim, sizes) = running(&mut node).await;
+    // More than are listened to at once.
+    for resets in 0..30 {
+        let status = GuestStatus {
+            resets,
+            ..status(GuestState::Running)
+        };
+        shim.say(&Request::Status(status), &[]).await;
+    }
+    while guest(&mut node).await.1.resets < 22 {}
+    sizes.send_replace(Some(size(1)));
+    assert_eq!(hear_size(&shim).await, size(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_is_asked_for_sizes_only_once_it_was_granted_what_it_needs() {
+    let mut node = Node::new(1);
+    node.allocate("0", "shop/web");
+    let Some(netns) = shim::network_namespace() else {
+        return eprintln!("SKIPPED: network namespaces need root");
+    };
+    let shim = Shim::connect(&node, "0").await;
+    shim.say(&hello(Vec::new()), &[&netns]).await;
+    let Report {
+        what: What::Connected(sizes),
+        ..
+    } = node.report().await
+    else {
+        panic!("not connected")
+    };
+    sizes.send_replace(Some(size(1)));
+    assert!(matches!(
+        shim.hear().await,
+        Answer::Response(Response::Granted { .. }, _)
+    ));
+    assert_eq!(hear_size(&shim).await, size(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_cannot_be_end_the_conversation() {
+    let resized = |sequence, memory_bytes| Resized {
+        sequence,
+        failure: None,
+        status: GuestStatus {
+            memory_bytes,
+            ..status(GuestState::Running)
+        },
+    };
+    for answer in [resized(2, 1 << 30), resized(1, u64::MAX)] {
+        let mut node = Node::new(1);
+        let (shim, sizes) = running(&mut node).await;
+        sizes.send_replace(Some(size(1)));
+        assert_eq!(hear_size(&shim).await, size(1));
+        shim.say(&Request::Resized(answer), &[]).await;
+        assert!(matches!(shim.hear().await, Answer::HungUp));
+        assert!(matches!(node.report().await.what, What::HungUp));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_without_a_uid_is_refused_for_good() {
+    let node = Node::new(1);
+    node.allocate("0", "shop/web");
+    for pod_uid in [String::new(), "x".repeat(65), "$(POD_UID)".to_owned()] {
+        let shim = Shim::connect(&node, "0").await;
+        let resume = Request::Resume {
+            version: VERSION,
+            pod_uid,
+            status: status(GuestState::Running),
+        };
+        shim.say(&resume, &[]).await;
+        let (reason, retryable) = refusal(shim.hear().await);
+        assert!(reason.contains("--pod-uid") && !retryable, "{reason}");
+        assert!(matches!(shim.hear().await, Answer::HungUp));
+    }
 }

@@ -2,14 +2,16 @@
 
 use anyhow::{Context, Result};
 
-use super::{Bench, fill, told};
+use super::{Bench, fill, told_at_cost};
 use crate::figure::Figure;
 use crate::monitor::{Aio, Machine, Monitor};
-use crate::report;
+use crate::profile::Profile;
+use crate::{report, say};
 
 const DISK_BYTES: u64 = 256 << 20;
 const ROUNDS: u32 = 3;
 const SECONDS: u32 = 4;
+const RAMP_SECONDS: u32 = 1;
 const MONITORS: [Monitor; 3] = [Monitor::NodeShim, Monitor::Q35(Aio::Uring), Monitor::Q35(Aio::Threads)];
 /// The figure, and what fio is told: pattern, block size, depth.
 const LOADS: [(Figure, &str, &str, u32); 6] = [
@@ -34,17 +36,24 @@ pub(super) fn measure(bench: &Bench) -> Result<()> {
             let mut vm = bench.start_with_tools(monitor, machine, place.path())?;
             for (figure, pattern, size, depth) in LOADS {
                 let job = format!(
-                    "fio --name=load --filename=$(disk_named data) --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --ramp_time=1 \
+                    "fio --name=load --filename=$(disk_named data) --ioengine=libaio --direct=1 --time_based --runtime={SECONDS} --ramp_time={RAMP_SECONDS} \
                      --thread --output-format=terse --terse-version=3 --rw={pattern} --bs={size} --iodepth={depth} | sed 's/^3;/RESULT &/'"
                 );
-                let results = told(&mut vm, &job)?;
+                let (results, spent) = told_at_cost(&mut vm, &job)?;
                 let line = results
                     .first()
                     .with_context(|| format!("fio says nothing of {}", figure.name()))?;
                 let rate = rate(line, pattern.ends_with("write")).with_context(|| format!("fio says: {line}"))?;
+                let monitor = monitor.to_string();
+                say(&Profile {
+                    figure,
+                    monitor: &monitor,
+                    operations: rate.operations * f64::from(SECONDS + RAMP_SECONDS),
+                    spent,
+                });
                 report(
                     figure,
-                    &monitor.to_string(),
+                    &monitor,
                     if size == "1M" {
                         rate.kib / 1024.0
                     } else {

@@ -4,17 +4,22 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Bench, told};
+use super::{Bench, told, told_at_cost};
 use crate::figure::Figure;
 use crate::monitor::{Aio, GATEWAY_MAC, Machine, Monitor};
-use crate::report;
+use crate::profile::Profile;
 use crate::vm::Vm;
+use crate::{report, say};
 
 const ROUNDS: u32 = 3;
 const SECONDS: u32 = 4;
+const OMIT_SECONDS: u32 = 1;
 const TAP: &str = "tap0";
 const HOST: &str = "10.0.2.1";
 const PORT: u16 = 7001;
+const MBIT_BYTES: f64 = 1e6 / 8.0;
+/// What TCP has in a frame of Ethernet; profiles are for each of these, however many of them cross the queues at once.
+const SEGMENT_BYTES: f64 = 1448.0;
 const MONITORS: [Monitor; 2] = [Monitor::NodeShim, Monitor::Q35(Aio::Uring)];
 /// The figure, and more of what iperf3 is told.
 const TCP: [(Figure, &str); 4] = [
@@ -84,25 +89,34 @@ fn measure_on_tap(bench: &Bench) -> Result<()> {
 fn measure_one(vm: &mut Vm, monitor: &str) -> Result<()> {
     for (figure, more) in TCP {
         let command = format!(
-            "iperf3 --client {HOST} --time {SECONDS} --omit 1 --format m {more} | sed -n 's/.*receiver/RESULT &/p'"
+            "iperf3 --client {HOST} --time {SECONDS} --omit {OMIT_SECONDS} --format m {more} | sed -n 's/.*receiver/RESULT &/p'"
         );
-        let lines = told(vm, &command)?;
+        let (lines, spent) = told_at_cost(vm, &command)?;
         // The last is the sum, where there are several streams.
         let line = lines
             .last()
             .with_context(|| format!("iperf3 says nothing of {}", figure.name()))?;
-        report(
+        let rate = megabits(line).with_context(|| format!("iperf3 says: {line}"))?;
+        say(&Profile {
             figure,
             monitor,
-            megabits(line).with_context(|| format!("iperf3 says: {line}"))?,
-        );
+            operations: rate * MBIT_BYTES / SEGMENT_BYTES * f64::from(SECONDS + OMIT_SECONDS),
+            spent,
+        });
+        report(figure, monitor, rate);
     }
     let udp = format!(
         "iperf3 --client {HOST} --udp --length 64 --bandwidth 0 --time {SECONDS} | sed -n 's/.*receiver/RESULT &/p'"
     );
-    let lines = told(vm, &udp)?;
+    let (lines, spent) = told_at_cost(vm, &udp)?;
     let line = lines.last().context("iperf3 says nothing of UDP")?;
-    let arrived = arrived(line).with_context(|| format!("iperf3 says: {line}"))?;
+    let (arrived, all) = arrived(line).with_context(|| format!("iperf3 says: {line}"))?;
+    say(&Profile {
+        figure: Figure::UdpSend,
+        monitor,
+        operations: all,
+        spent,
+    });
     report(Figure::UdpSend, monitor, arrived / f64::from(SECONDS));
     let lines = told(
         vm,
@@ -124,14 +138,15 @@ fn megabits(line: &str) -> Option<f64> {
     words.get(unit.checked_sub(1)?)?.parse().ok()
 }
 
-/// `[  5]   0.00-4.04   sec  3.70 MBytes  7.69 Mbits/sec  0.021 ms  1234/61854 (2%)  receiver`: lost, and all.
-fn arrived(line: &str) -> Option<f64> {
+/// Packets that arrived, and that were sent, of a line that has those that were lost, and all:
+/// `[  5]   0.00-4.04   sec  3.70 MBytes  7.69 Mbits/sec  0.021 ms  1234/61854 (2%)  receiver`.
+fn arrived(line: &str) -> Option<(f64, f64)> {
     let (lost, all) = line
         .split_whitespace()
         .filter_map(|word| word.split_once('/'))
         .next_back()?;
     let (lost, all): (f64, f64) = (lost.parse().ok()?, all.parse().ok()?);
-    Some(all - lost)
+    Some((all - lost, all))
 }
 
 #[cfg(test)]
@@ -143,7 +158,7 @@ mod tests {
         let tcp = "[SUM]   0.00-4.00   sec   812 MBytes  1703 Mbits/sec                  receiver";
         assert_eq!(megabits(tcp), Some(1703.0));
         let udp = "[  5]   0.00-4.04   sec  3.70 MBytes  7.69 Mbits/sec  0.021 ms  1234/61854 (2%)  receiver";
-        assert_eq!(arrived(udp), Some(60620.0));
+        assert_eq!(arrived(udp), Some((60620.0, 61854.0)));
         assert_eq!((megabits("receiver"), arrived("receiver")), (None, None));
     }
 }

@@ -50,6 +50,7 @@ impl Driver {
             engine,
             limits,
             on_thread: crate::threads::unconfined,
+            discard: true,
             spare_processor: true,
         };
         let mut driver = Self {

@@ -58,6 +58,8 @@ impl Job {
 pub(super) struct Executor {
     pub(super) storage: Arc<dyn Storage>,
     pub(super) serial: [u8; SERIAL_BYTES],
+    /// The driver may give space back.
+    pub(super) discard: bool,
     /// The driver flushes when it wants something to be on stable storage. Otherwise every write is, before it is completed (5.2.6.2).
     pub(super) write_back: AtomicBool,
 }
@@ -68,6 +70,7 @@ impl Executor {
         Limits {
             capacity: self.storage.len(),
             read_only: self.storage.read_only(),
+            discard: self.discard,
         }
     }
 

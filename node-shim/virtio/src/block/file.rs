@@ -2,15 +2,19 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::storage::{Access, DISK_MAX_BYTES, Extent, SECTOR_BYTES, Storage, StorageError};
+use super::direct;
+use super::storage::{Access, DISK_MAX_BYTES, Extent, SECTOR_BYTES, Storage, StorageError, check_end};
 use crate::buffers::Buffers;
+
+/// `_IO(0x12, 119)`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
 
 /// A raw disk whose bytes are a file's bytes.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub struct FileStorage {
     file: File,
     length: u64,
     read_only: bool,
+    direct: bool,
+    is_device: bool,
     sync: Sync,
 }
 
@@ -40,12 +46,56 @@ impl FileStorage {
     pub fn read_only(file: File, path: &Path) -> Result<Self, StorageError> {
         let length = file_length(&file, path)?;
         check_length(length, path)?;
+        Ok(Self::new(file, length, true))
+    }
+
+    /// A raw disk that the caller has opened for reading, and that nobody writes in the meantime: it is locked against other processes that would. `path`
+    /// is for messages.
+    ///
+    /// # Errors
+    /// When it is in use by a writer, or no raw disk.
+    pub fn read_only_locked(file: File, path: &Path) -> Result<Self, StorageError> {
+        lock(&file, path, FlockOperation::NonBlockingLockShared)?;
+        Self::read_only(file, path)
+    }
+
+    /// A block device that the caller has opened; for writing with `O_EXCL`, which keeps others off it as a lock does. `path` is for messages.
+    ///
+    /// # Errors
+    /// When it is no block device, or has no size.
+    pub fn device(file: File, read_only: bool, path: &Path) -> Result<Self, StorageError> {
+        let metadata = file.metadata().map_err(|source| failed("inspect", path, source))?;
+        if !metadata.file_type().is_block_device() {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a block device");
+            return Err(failed("use as a disk", path, source));
+        }
+        let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0));
+        let length = end.map_err(|errno| failed("find the size of", path, errno.into()))?;
+        check_length(length, path)?;
         Ok(Self {
+            is_device: true,
+            ..Self::new(file, length, read_only)
+        })
+    }
+
+    fn new(file: File, length: u64, read_only: bool) -> Self {
+        Self {
             file,
             length,
-            read_only: true,
+            read_only,
+            direct: false,
+            is_device: false,
             sync: Sync::default(),
-        })
+        }
+    }
+
+    /// The same disk beside the page cache; `path` is for messages.
+    ///
+    /// # Errors
+    /// When its storage cannot do that in sectors of 512 bytes.
+    pub fn direct(self, path: &Path) -> Result<Self, StorageError> {
+        direct::enable(&self.file, !self.read_only, path)?;
+        Ok(Self { direct: true, ..self })
     }
 
     /// A writable raw disk that somebody else has opened for reading and writing. It is locked against other processes; `path` is for
@@ -54,25 +104,29 @@ impl FileStorage {
     /// # Errors
     /// When it is in use, or no raw disk.
     pub fn writable(file: File, path: &Path) -> Result<Self, StorageError> {
-        lock(&file, path)?;
-        let length = file_length(&file, path)?;
+        Self::writable_at_least(file, 0, path)
+    }
+
+    /// As [`Self::writable`]; a file of less than `least` bytes, also a new one, is made as long as that, with nothing behind what is new.
+    ///
+    /// # Errors
+    /// As there, and when it cannot grow.
+    pub fn writable_at_least(file: File, least: u64, path: &Path) -> Result<Self, StorageError> {
+        lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
+        let mut length = file_length(&file, path)?;
+        if length < least {
+            check_length(least, path)?;
+            file.set_len(least)
+                .map_err(|source| failed("set the size of", path, source))?;
+            length = least;
+        }
         check_length(length, path)?;
-        Ok(Self {
-            file,
-            length,
-            read_only: false,
-            sync: Sync::default(),
-        })
+        Ok(Self::new(file, length, false))
     }
 
     /// The first `length` bytes of a file that has them, as an image that is never written.
     pub(super) fn read_only_part(file: File, length: u64) -> Self {
-        Self {
-            file,
-            length,
-            read_only: true,
-            sync: Sync::default(),
-        }
+        Self::new(file, length, true)
     }
 
     /// A writable disk of `length` bytes, made sparse and empty when the file is not there. The file is locked against other processes.
@@ -94,12 +148,7 @@ impl FileStorage {
                 wanted: length,
             });
         }
-        Ok(Self {
-            file,
-            length,
-            read_only: false,
-            sync: Sync::default(),
-        })
+        Ok(Self::new(file, length, false))
     }
 
     /// The same disk, which its guest may only read.
@@ -109,6 +158,11 @@ impl FileStorage {
             read_only: true,
             ..self
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     fn check_writable(&self) -> io::Result<()> {
@@ -130,11 +184,17 @@ impl Storage for FileStorage {
     }
 
     fn read_at(&self, buffers: &mut Buffers<'_>, length: usize, offset: u64) -> io::Result<()> {
+        if self.direct {
+            return direct::read(self.file.as_fd(), buffers, length, offset);
+        }
         buffers.read_exact_at(self.file.as_fd(), length, offset)
     }
 
     fn write_at(&self, buffers: &mut Buffers<'_>, offset: u64) -> io::Result<()> {
         self.check_writable()?;
+        if self.direct {
+            return direct::write(self.file.as_fd(), buffers, offset);
+        }
         buffers.write_all_at(self.file.as_fd(), buffers.len(), offset)
     }
 
@@ -148,7 +208,7 @@ impl Storage for FileStorage {
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         self.check_writable()?;
-        zero(&self.file, offset, length, true)
+        give_back(&self.file, self.is_device, offset, length)
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, unmap: bool) -> io::Result<()> {
@@ -162,7 +222,16 @@ impl Storage for FileStorage {
             offset,
             length,
         });
+        // Beside the page cache, buffers may turn out to be where the kernel does not take them: then threads do it again.
         access == Access::Read || !self.read_only
+    }
+
+    fn read_bytes_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        check_end(bytes.len(), offset, self.length)?;
+        if self.direct {
+            return direct::read_bytes(self.file.as_fd(), bytes, offset);
+        }
+        self.file.read_exact_at(bytes, offset)
     }
 }
 
@@ -191,12 +260,12 @@ pub(super) fn open_locked(path: &Path) -> Result<File, StorageError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let file = options.open(path).map_err(|source| failed("open", path, source))?;
-    lock(&file, path)?;
+    lock(&file, path, FlockOperation::NonBlockingLockExclusive)?;
     Ok(file)
 }
 
-fn lock(file: &File, path: &Path) -> Result<(), StorageError> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+fn lock(file: &File, path: &Path, operation: FlockOperation) -> Result<(), StorageError> {
+    match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StorageError::InUse { path: path.to_owned() }),
         Err(errno) => Err(failed("lock", path, errno.into())),
@@ -223,18 +292,54 @@ pub(super) fn zero(file: &File, offset: u64, length: u64, unmap: bool) -> io::Re
     };
     match rustix::fs::fallocate(file, kind | FallocateFlags::KEEP_SIZE, offset, length) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(file, offset, length),
+        // Also a range that is no whole number of a device's blocks.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => write_zeros(file, offset, length),
         Err(errno) => Err(errno.into()),
     }
 }
 
-fn write_zeros(file: &File, offset: u64, length: u64) -> io::Result<()> {
-    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+/// Takes the storage from behind a range. Where that cannot be done nothing is: what is there no longer matters, and zeros would take long to write.
+fn give_back(file: &File, is_device: bool, offset: u64, length: u64) -> io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let done = if is_device {
+        // fallocate(2) zeros a device, and refuses where it cannot do that without writing.
+        discard_blocks(file, offset, length)
+    } else {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(file, flags, offset, length)
+    };
+    match done {
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// `BLKDISCARD`, of `linux/fs.h`.
+fn discard_blocks(device: &File, offset: u64, length: u64) -> rustix::io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: the request reads two numbers, which are there.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        let errno = io::Error::last_os_error().raw_os_error();
+        Err(errno.map_or(rustix::io::Errno::IO, rustix::io::Errno::from_raw_os_error))
+    }
+}
+
+/// Where `O_DIRECT` takes them, too.
+#[repr(align(4096))]
+struct Zeros([u8; 64 * 1024]);
+
+pub(super) fn write_zeros(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    static ZEROS: Zeros = Zeros([0; 64 * 1024]);
     let mut done = 0;
     while done < length {
-        let step = (length - done).min(ZEROS.len() as u64);
+        let step = (length - done).min(ZEROS.0.len() as u64);
         let bytes = usize::try_from(step).map_err(io::Error::other)?;
-        file.write_all_at(&ZEROS[..bytes], offset + done)?;
+        file.write_all_at(&ZEROS.0[..bytes], offset + done)?;
         done += step;
     }
     Ok(())
@@ -268,5 +373,33 @@ pub(super) fn check_length(length: u64, path: &Path) -> Result<(), StorageError>
             path: path.to_owned(),
             length,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::testing::LoopDevice;
+
+    #[test]
+    fn what_a_device_gives_back_is_free_below_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let Some(device) = LoopDevice::new(directory.path(), 512, 1 << 20) else {
+            return;
+        };
+        let file = File::options().read(true).write(true).open(&device.path).unwrap();
+        let disk = FileStorage::device(file, false, &device.path).unwrap();
+        disk.write_at(&mut Buffers::over(&mut vec![1; 1 << 20]), 0).unwrap();
+        disk.flush().unwrap();
+        let used = || device.backing.metadata().unwrap().blocks() * 512;
+        assert_eq!(used(), 1 << 20);
+        disk.discard(256 << 10, 512 << 10).unwrap();
+        assert_eq!(used(), 512 << 10);
+        disk.discard(1, 512).unwrap();
+        let mut bytes = vec![0; 256 << 10];
+        disk.read_bytes_at(&mut bytes, 0).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 1));
     }
 }

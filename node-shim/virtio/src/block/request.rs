@@ -36,6 +36,8 @@ pub struct Limits {
     pub capacity: u64,
     /// Nothing may change.
     pub read_only: bool,
+    /// Space may be given back.
+    pub discard: bool,
 }
 
 /// A request that may be executed.
@@ -86,7 +88,9 @@ impl Operation {
             virtio_blk::VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
             virtio_blk::VIRTIO_BLK_T_GET_ID if output < ID_BYTES => Err(Status::IoError),
             virtio_blk::VIRTIO_BLK_T_GET_ID => Ok(Self::Identify),
-            virtio_blk::VIRTIO_BLK_T_DISCARD if !limits.read_only => Ok(Self::Discard { ranges: ranges(input)? }),
+            virtio_blk::VIRTIO_BLK_T_DISCARD if !limits.read_only && limits.discard => {
+                Ok(Self::Discard { ranges: ranges(input)? })
+            }
             virtio_blk::VIRTIO_BLK_T_WRITE_ZEROES if !limits.read_only => {
                 Ok(Self::WriteZeroes { ranges: ranges(input)? })
             }
@@ -132,7 +136,8 @@ impl Range {
         Ok(Self {
             offset: span(sector, length, limits.capacity)?,
             length,
-            unmap: flags != 0,
+            // Where the configuration says that zeroing never deallocates, a driver may ask for it all the same (5.2.6.2).
+            unmap: flags != 0 && limits.discard,
         })
     }
 }
@@ -164,11 +169,13 @@ mod tests {
     const DISK: Limits = Limits {
         capacity: 1 << 20,
         read_only: false,
+        discard: true,
     };
     const READ_ONLY: Limits = Limits {
-        capacity: 1 << 20,
         read_only: true,
+        ..DISK
     };
+    const KEEPS_SPACE: Limits = Limits { discard: false, ..DISK };
 
     fn header(kind: u32, sector: u64) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
@@ -199,6 +206,8 @@ mod tests {
             (11, 0, 17, 0, DISK, io_error),
             (11, 0, 17 * 16, 0, DISK, io_error),
             (11, 0, 16, 0, READ_ONLY, Err(Status::Unsupported)),
+            (11, 0, 16, 0, KEEPS_SPACE, Err(Status::Unsupported)),
+            (13, 0, 16, 0, KEEPS_SPACE, Ok(Operation::WriteZeroes { ranges: 1 })),
             (13, 0, 16, 0, DISK, Ok(Operation::WriteZeroes { ranges: 1 })),
             (2, 0, 16, 0, DISK, Err(Status::Unsupported)),
             (u32::MAX, 0, 16, 0, DISK, Err(Status::Unsupported)),
@@ -233,5 +242,6 @@ mod tests {
         ] {
             assert_eq!(Range::parse(bytes, operation, DISK), expected, "{bytes:x?}");
         }
+        assert_eq!(Range::parse(range(8, 8, 1), zero, KEEPS_SPACE), ok(4096, 4096, false));
     }
 }

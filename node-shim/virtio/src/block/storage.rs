@@ -72,10 +72,15 @@ pub trait Storage: Send + Sync {
     /// As [`Self::read_at`]; `UnexpectedEof` beyond the disk's end.
     fn read_bytes_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         let length = bytes.len();
-        let end = offset.checked_add(length as u64).filter(|end| *end <= self.len());
-        end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        check_end(length, offset, self.len())?;
         self.read_at(&mut Buffers::over(bytes), length, offset)
     }
+}
+
+/// Whether so many bytes from `offset` on are on a disk of `disk_bytes`.
+pub(super) fn check_end(length: usize, offset: u64, disk_bytes: u64) -> io::Result<()> {
+    let end = offset.checked_add(length as u64).filter(|end| *end <= disk_bytes);
+    end.map(drop).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// What [`Storage::extents`] are for.
@@ -156,6 +161,14 @@ pub enum StorageError {
         kind: &'static str,
         /// What to do.
         advice: &'static str,
+    },
+    /// The page cache cannot be left out.
+    #[error("{path} {problem}; leave `cache` out, so that the page cache is used")]
+    Direct {
+        /// The file or device.
+        path: PathBuf,
+        /// Why not.
+        problem: &'static str,
     },
     /// Another process uses the file.
     #[error("{path} is in use by another process; stop the other VMM first")]

@@ -211,7 +211,8 @@ impl Uring {
             match u64::try_from(entry.result()) {
                 Ok(moved) if moved == bytes => {}
                 Ok(_) => flight.short = true,
-                Err(_) if matches!(-entry.result(), libc::EAGAIN | libc::EINTR) => flight.short = true,
+                // Beside the page cache, EINVAL says that a buffer is where the kernel does not take it.
+                Err(_) if matches!(-entry.result(), libc::EAGAIN | libc::EINTR | libc::EINVAL) => flight.short = true,
                 Err(_) => flight.failed = true,
             }
             flight.outstanding -= 1;

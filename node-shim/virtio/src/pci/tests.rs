@@ -477,9 +477,6 @@ impl VirtioDevice for Slow {
     fn name(&self) -> &'static str {
         "slow"
     }
-    fn features(&self) -> u64 {
-        0
-    }
     fn queue_max_sizes(&self) -> &[u16] {
         &[64]
     }

@@ -65,7 +65,7 @@ pub(super) fn event_device() -> Vec<u8> {
             &Name::new("_UID".into(), &ZERO),
             &Name::new(
                 "_CRS".into(),
-                &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, layout::EVENTS_IRQ)]),
+                &ResourceTemplate::new(vec![&Interrupt::new(true, false, false, false, layout::EVENTS_IRQ)]),
             ),
             &OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &offset, &length),
             &Field::new(

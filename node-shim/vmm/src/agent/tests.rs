@@ -6,6 +6,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::*;
 
+fn address(socket: &Path) -> Address {
+    Address {
+        socket: socket.to_owned(),
+        pod_uid: "pod-1".to_owned(),
+    }
+}
+
 fn interface(name: &str) -> InterfaceRequest {
     InterfaceRequest {
         name: name.to_owned(),
@@ -40,7 +47,7 @@ fn match_up(asked: &[&str], response: &[&str], count: usize) -> Result<Grant, Ag
     let response = response.iter().map(|name| grant(name)).collect();
     let connection = descriptors(1).remove(0);
     granted(
-        Path::new("agent.sock"),
+        &address(Path::new("agent.sock")),
         connection,
         &asked,
         response,
@@ -73,7 +80,13 @@ fn more_queues_than_asked_for_or_none_are_refused() {
         let response = vec![InterfaceGrant { queues, ..grant("a") }];
         let connection = descriptors(1).remove(0);
         let given = descriptors(1 + usize::from(queues));
-        let result = granted(Path::new("agent.sock"), connection, &[interface("a")], response, given);
+        let result = granted(
+            &address(Path::new("agent.sock")),
+            connection,
+            &[interface("a")],
+            response,
+            given,
+        );
         assert_eq!(result.is_ok(), good, "{queues}");
     }
 }
@@ -123,7 +136,7 @@ fn the_agent_may_ask_for_patience_and_then_grant() {
         answer(&socket, &response.unwrap(), &descriptors(3));
     });
     let signals = Signals::block().unwrap();
-    let granted = negotiate(&path, &[interface("default")], &signals).unwrap();
+    let granted = negotiate(&address(&path), &[interface("default")], &signals).unwrap();
     agent.join().unwrap();
     assert!(granted.kvm.as_raw_fd() >= 0);
     assert_eq!(granted.interfaces.len(), 1);
@@ -144,8 +157,82 @@ fn a_refusal_for_good_and_nonsense_end_the_negotiation() {
         let socket = listen(&path);
         let agent = std::thread::spawn(move || answer(&socket, text, &[]));
         let signals = Signals::block().unwrap();
-        let error = negotiate(&path, &[], &signals).err().unwrap().to_string();
+        let error = negotiate(&address(&path), &[], &signals).err().unwrap().to_string();
         agent.join().unwrap();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// A link, and the agent's end of it.
+fn linked() -> (Link, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+    let socket = address(Path::new("/nowhere/agent.sock"));
+    let grant = granted(&socket, ours, &[], Vec::new(), descriptors(1)).unwrap();
+    (grant.link, theirs)
+}
+
+fn status() -> GuestStatus {
+    GuestStatus {
+        state: node_shim_protocol::agent::GuestState::Running,
+        boot_time_ms: 1,
+        vcpus: 2,
+        memory_bytes: 1 << 30,
+        resets: 0,
+        kernel: None,
+        hindrance: None,
+    }
+}
+
+#[test]
+fn a_size_is_carried_out_again_but_never_after_a_newer_one() {
+    let (mut link, agent) = linked();
+    let poll = Poll::new().unwrap();
+    for (sequence, heard) in [(3, true), (3, true), (2, false), (4, true), (3, false)] {
+        let resize = Resize {
+            sequence,
+            vcpus: 2,
+            memory_bytes: 1 << 30,
+        };
+        packet::send(&agent, &Response::Resize(resize), &[]).unwrap();
+        assert_eq!(link.on_readable(&poll), heard.then_some(resize), "{sequence}");
+    }
+    let resized = Resized {
+        sequence: 4,
+        failure: None,
+        status: status(),
+    };
+    link.answer(&poll, resized.clone());
+    let (answer, _) = packet::receive::<Request>(&agent).unwrap().unwrap();
+    assert_eq!(answer, Request::Resized(resized));
+}
+
+#[test]
+fn another_agent_does_not_bring_an_older_size_back() {
+    let (mut link, agent) = linked();
+    let poll = Poll::new().unwrap();
+    let resize = |sequence| {
+        Response::Resize(Resize {
+            sequence,
+            vcpus: 1,
+            memory_bytes: 1 << 30,
+        })
+    };
+    packet::send(&agent, &resize(7), &[]).unwrap();
+    assert!(link.on_readable(&poll).is_some());
+    drop(agent);
+    assert!(link.on_readable(&poll).is_none());
+    assert!(link.wake_at().is_some(), "it is to connect again");
+
+    let directory = tempfile::tempdir().unwrap();
+    link.address.socket = directory.path().join("agent.sock");
+    let listener = listen(&link.address.socket);
+    link.on_time(Instant::now(), &poll, &status());
+    let agent = rustix::net::accept(&listener).unwrap();
+    let (first, _) = packet::receive::<Request>(&agent).unwrap().unwrap();
+    assert!(matches!(first, Request::Resume { pod_uid, .. } if pod_uid == "pod-1"));
+    packet::send(&agent, &resize(6), &[]).unwrap();
+    assert!(link.on_readable(&poll).is_none());
+    packet::send(&agent, &resize(8), &[]).unwrap();
+    assert!(link.on_readable(&poll).is_some());
 }

@@ -1,9 +1,11 @@
 //! A VM's disks, checked.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use node_shim_protocol::config::{self as protocol, DiskFormat, DiskSource};
+use node_shim_protocol::config::{self as protocol, Cache, Discard, DiskFormat, DiskSource, Io};
 use node_shim_virtio::block::storage::DISK_MAX_BYTES;
+use node_shim_virtio::fat::LABEL_BYTES;
 use node_shim_virtio::rate_limit::Limits;
 
 use super::{ConfigError, check_name, check_rate_limit, refuse};
@@ -26,6 +28,12 @@ pub(crate) struct Disk {
     pub(crate) read_only: bool,
     /// How much it may move.
     pub(crate) limits: Limits,
+    /// What the page cache does for it.
+    pub(crate) cache: Cache,
+    /// What carries out its requests, where that matters.
+    pub(crate) io: Option<Io>,
+    /// What becomes of space that is no longer needed.
+    pub(crate) discard: Discard,
     /// Where its contents come from.
     pub(crate) source: DiskSource,
 }
@@ -43,23 +51,41 @@ pub(super) fn check_all(disks: Vec<protocol::Disk>) -> Result<Vec<Disk>, ConfigE
             serial,
             read_only,
             rate_limit,
+            cache,
+            io,
+            discard,
             source,
         } = disk;
         let field = format!("disks[{index}]");
         check_name(&format!("{field}.name"), &name, &mut names)?;
-        check_source(&field, &source)?;
+        check_source(&field, read_only, &source)?;
+        check_cache(&field, cache, &source)?;
         checked.push(Disk {
             serial: check_serial(&field, serial, &name)?,
             name,
             read_only,
             limits: check_rate_limit(&format!("{field}.rateLimit"), rate_limit)?,
+            cache,
+            io,
+            discard,
             source,
         });
     }
     Ok(checked)
 }
 
-fn check_source(field: &str, source: &DiskSource) -> Result<(), ConfigError> {
+fn check_cache(field: &str, cache: Cache, source: &DiskSource) -> Result<(), ConfigError> {
+    match (cache, source) {
+        (Cache::None, DiskSource::Image { .. } | DiskSource::Files { .. }) => refuse(
+            format!("{field}.cache"),
+            "an image is shared, and files are in memory; leave it out",
+        ),
+        (Cache::None, DiskSource::File { .. } | DiskSource::Device { .. } | DiskSource::Empty { .. })
+        | (Cache::Writeback, _) => Ok(()),
+    }
+}
+
+fn check_source(field: &str, read_only: bool, source: &DiskSource) -> Result<(), ConfigError> {
     match source {
         DiskSource::Image { path, format, backing } => {
             let write = "write the path of an image or of its directory";
@@ -80,14 +106,58 @@ fn check_source(field: &str, source: &DiskSource) -> Result<(), ConfigError> {
                 return refuse(format!("{list}[{index}].path"), write);
             }
         }
-        DiskSource::Empty { size_bytes } => {
-            if !(512..=DISK_MAX_BYTES).contains(size_bytes) || size_bytes % 512 != 0 {
+        DiskSource::File { path, size_bytes } => {
+            if path.as_os_str().is_empty() {
+                return refuse(format!("{field}.source.file.path"), "write the path of a raw file");
+            }
+            if let Some(size_bytes) = size_bytes {
+                let size = format!("{field}.source.file.sizeBytes");
+                if read_only {
+                    return refuse(size, "a disk that is only read is not made; leave it out");
+                }
+                check_size(size, *size_bytes)?;
+            }
+        }
+        DiskSource::Device { path } => {
+            if path.as_os_str().is_empty() {
                 return refuse(
-                    format!("{field}.source.empty.sizeBytes"),
-                    format!("is {size_bytes}; write a multiple of 512 up to {DISK_MAX_BYTES}"),
+                    format!("{field}.source.device.path"),
+                    "write the path of a block device",
                 );
             }
         }
+        DiskSource::Files { path, label } => check_files(field, read_only, path, label)?,
+        DiskSource::Empty { size_bytes } => check_size(format!("{field}.source.empty.sizeBytes"), *size_bytes)?,
+    }
+    Ok(())
+}
+
+fn check_files(field: &str, read_only: bool, path: &Path, label: &str) -> Result<(), ConfigError> {
+    if path.as_os_str().is_empty() {
+        return refuse(format!("{field}.source.files.path"), "write the path of a directory");
+    }
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !(1..=LABEL_BYTES).contains(&label.len()) || !label.bytes().all(sound) {
+        return refuse(
+            format!("{field}.source.files.label"),
+            format!("write 1 to {LABEL_BYTES} letters, digits, - and _"),
+        );
+    }
+    if !read_only {
+        return refuse(
+            format!("{field}.readOnly"),
+            "a disk of files can only be read; write true",
+        );
+    }
+    Ok(())
+}
+
+fn check_size(field: String, size_bytes: u64) -> Result<(), ConfigError> {
+    if !(512..=DISK_MAX_BYTES).contains(&size_bytes) || !size_bytes.is_multiple_of(512) {
+        return refuse(
+            field,
+            format!("is {size_bytes}; write a multiple of 512 up to {DISK_MAX_BYTES}"),
+        );
     }
     Ok(())
 }

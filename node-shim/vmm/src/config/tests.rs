@@ -1,5 +1,7 @@
 use serde_json::{Value, json};
 
+use node_shim_protocol::config::{Cache, Discard, Io};
+
 use super::*;
 
 fn minimal() -> Value {
@@ -122,6 +124,75 @@ fn an_impossible_disk_is_refused_and_the_field_named() {
             "/disks/0/source",
             json!({"image": {"path": "/disk", "backing": [{"path": "/base"}, {"path": ""}]}}),
             "disks[0].source.image.backing[1].path",
+        ),
+    ]);
+}
+
+#[test]
+fn disks_of_claims_and_files_say_what_is_possible() {
+    let mut value = minimal();
+    value["disks"] = json!([
+        {"name": "a", "cache": "none", "discard": "ignore", "io": "ioUring", "source": {"file": {"path": "/a/disk.img", "sizeBytes": 1024}}},
+        {"name": "b", "readOnly": true, "io": "threads", "source": {"device": {"path": "/b"}}},
+        {"name": "c", "readOnly": true, "source": {"files": {"path": "/c", "label": "c-1_X"}}},
+    ]);
+    let config = check_json(value).unwrap();
+    let options: Vec<_> = config
+        .disks
+        .iter()
+        .map(|disk| (disk.cache, disk.io, disk.discard))
+        .collect();
+    assert_eq!(
+        options,
+        [
+            (Cache::None, Some(Io::IoUring), Discard::Ignore),
+            (Cache::Writeback, Some(Io::Threads), Discard::Unmap),
+            (Cache::Writeback, None, Discard::Unmap),
+        ]
+    );
+    let with = |source: Value| json!({"name": "a", "source": source});
+    let read_only = |source: Value| json!({"name": "a", "readOnly": true, "source": source});
+    assert_refused(&[
+        ("/disks/0/cache", json!("none"), "disks[0].cache"),
+        (
+            "/disks/0",
+            with(json!({"file": {"path": ""}})),
+            "disks[0].source.file.path",
+        ),
+        (
+            "/disks/0",
+            with(json!({"file": {"path": "/a", "sizeBytes": 513}})),
+            "disks[0].source.file.sizeBytes",
+        ),
+        (
+            "/disks/0",
+            read_only(json!({"file": {"path": "/a", "sizeBytes": 512}})),
+            "disks[0].source.file.sizeBytes",
+        ),
+        (
+            "/disks/0",
+            with(json!({"device": {"path": ""}})),
+            "disks[0].source.device.path",
+        ),
+        (
+            "/disks/0",
+            read_only(json!({"files": {"path": "", "label": "a"}})),
+            "disks[0].source.files.path",
+        ),
+        (
+            "/disks/0",
+            read_only(json!({"files": {"path": "/a", "label": "twelve-bytes"}})),
+            "disks[0].source.files.label",
+        ),
+        (
+            "/disks/0",
+            read_only(json!({"files": {"path": "/a", "label": "a/b"}})),
+            "disks[0].source.files.label",
+        ),
+        (
+            "/disks/0",
+            with(json!({"files": {"path": "/a", "label": "a"}})),
+            "disks[0].readOnly",
         ),
     ]);
 }

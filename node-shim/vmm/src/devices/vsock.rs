@@ -1,7 +1,8 @@
 //! The socket device: its Unix socket in a directory of the configuration.
 
+use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,8 @@ pub(crate) fn open(vsock: &config::Vsock) -> Result<Vsock, VsockError> {
         source,
     };
     let listener = listen(&vsock.socket).map_err(failed)?;
+    // Who may connect may ask the guest's agent for anything.
+    std::fs::set_permissions(&vsock.socket, Permissions::from_mode(0o600)).map_err(failed)?;
     Vsock::new(u64::from(vsock.guest_cid), &vsock.socket, listener).map_err(failed)
 }
 
@@ -47,6 +50,18 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_vmms_own_user_may_connect() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("vsock");
+        let vsock = config::Vsock {
+            socket: socket.clone(),
+            guest_cid: 3,
+        };
+        let _device = open(&vsock).unwrap();
+        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 
     #[test]
     fn only_a_socket_that_was_left_behind_gives_way() {

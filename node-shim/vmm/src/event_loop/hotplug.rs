@@ -87,33 +87,51 @@ fn invalid(message: impl Into<String>) -> Failure {
 }
 
 impl EventLoop {
-    /// Changes the number of vCPUs, the amount of memory, or both. Memory comes first: a guest needs some for each vCPU.
+    /// Changes the number of vCPUs, the amount of memory, or both: neither where one of them cannot be. Memory comes first: a guest needs some
+    /// for each vCPU.
     pub(super) fn resize(&mut self, machine: &Machine, vcpus: Option<u32>, memory_bytes: Option<u64>) -> Change {
-        memory_bytes.map_or(Ok(()), |bytes| self.resize_memory(bytes))?;
-        let Some(vcpus) = vcpus else {
-            return Ok(());
-        };
-        self.platform.vcpus = machine.cpus.set(vcpus).map_err(|error| match error {
+        let refuse = |error: CpuError| match error {
             CpuError::Range { .. } => invalid(error.to_string()),
             CpuError::Kvm(_) | CpuError::Registers { .. } | CpuError::Cpuid(_) | CpuError::Host { .. } => failed(error),
-        })?;
+        };
+        let plugged = memory_bytes.map(|bytes| self.pluggable(bytes)).transpose()?;
+        let vcpus = vcpus.map(|wanted| machine.cpus.possible(wanted)).transpose();
+        let vcpus = vcpus.map_err(refuse)?;
+        // Without one there is nothing to plug.
+        if let (Some(plugged), Some(mem)) = (plugged, &self.platform.handles.mem) {
+            mem.set_requested(plugged);
+        }
+        if let Some(wanted) = vcpus {
+            machine.cpus.set(wanted).map_err(refuse)?;
+            self.platform.vcpus = wanted;
+        }
         Ok(())
     }
 
-    fn resize_memory(&self, bytes: u64) -> Change {
+    /// Plugs a vCPU again that the guest has given up although it shall have it: it was asked to, and asked to keep it after all when it could no
+    /// longer stop.
+    pub(super) fn keep_vcpus(&self, machine: &Machine) {
+        let wanted = self.platform.vcpus;
+        if machine.cpus.present() < wanted
+            && let Err(error) = machine.cpus.set(wanted)
+        {
+            log::line(format_args!(
+                "failed to plug a vCPU again that the guest gave up: {error}"
+            ));
+        }
+    }
+
+    /// How much is to be plugged for so much memory.
+    fn pluggable(&self, bytes: u64) -> Result<u64, Failure> {
         let base = self.platform.memory_plan.size_bytes;
         let max = self.platform.memory_plan.mapped_bytes();
-        let Some(plugged) = bytes.checked_sub(base).filter(|_| bytes <= max) else {
-            return Err(invalid(format!(
+        let plugged = bytes.checked_sub(base).filter(|_| bytes <= max);
+        plugged.ok_or_else(|| {
+            invalid(format!(
                 "the VM can have {base} to {max} bytes of memory, not {bytes}; change memory.sizeBytes or memory.maxSizeBytes and start \
                  the VM anew"
-            )));
-        };
-        // Without one there is nothing to plug.
-        if let Some(mem) = &self.platform.handles.mem {
-            mem.set_requested(plugged);
-        }
-        Ok(())
+            ))
+        })
     }
 
     /// Bytes of memory that the guest has.

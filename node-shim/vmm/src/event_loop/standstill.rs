@@ -111,6 +111,9 @@ impl EventLoop {
                     .to_owned(),
             );
         }
+        if let Some(why) = &self.identity.without_copies {
+            return Err(why.clone());
+        }
         let saved = self.saved(machine)?;
         let state = state::encode(&saved).map_err(|error| format!("the state of the VM {error}"))?;
         let saving = self.saving.as_mut().ok_or("nobody asked for a snapshot")?;

@@ -35,11 +35,15 @@ pub(crate) enum PathsError {
 pub(crate) struct Paths {
     /// Directories whose files are read, written, made and removed: scratch space, and where snapshots go.
     pub(crate) writable: Vec<PathBuf>,
+    /// Directories whose files are read: those of disks that are made anew at a reset.
+    pub(crate) readable: Vec<PathBuf>,
     /// Directories from which a file is removed: the control socket's.
     pub(crate) removable: Vec<PathBuf>,
     /// Directories with sockets that are connected to.
     pub(crate) sockets: Vec<PathBuf>,
 }
+
+const READABLE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
 
 const WRITABLE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
     ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile | RemoveDir
@@ -59,6 +63,7 @@ impl Paths {
             .map_err(refused)?;
         let lists = [
             (&self.writable, WRITABLE),
+            (&self.readable, READABLE),
             (&self.removable, AccessFs::RemoveFile.into()),
             (&self.sockets, AccessFs::ResolveUnix.into()),
         ];
@@ -134,18 +139,25 @@ mod tests {
     #[test]
     fn what_is_not_allowed_cannot_be_named() {
         let directory = tempfile::tempdir().unwrap();
-        let [scratch, control, outside] = ["scratch", "control", "outside"].map(|name| directory.path().join(name));
-        for path in [&scratch, &control, &outside] {
+        let [scratch, files, control, outside] =
+            ["scratch", "files", "control", "outside"].map(|name| directory.path().join(name));
+        for path in [&scratch, &files, &control, &outside] {
             fs::create_dir(path).unwrap();
             fs::write(path.join("file"), "x").unwrap();
         }
         let open = File::open(outside.join("file")).unwrap();
         let paths = Paths {
             writable: vec![scratch.clone()],
+            readable: vec![files.clone()],
             removable: vec![control.clone()],
             sockets: Vec::new(),
         };
         confined(&paths, || {
+            assert_eq!(fs::read(files.join("file")).unwrap(), b"x");
+            assert_eq!(fs::read_dir(&files).unwrap().count(), 1);
+            assert!(denied(File::create(files.join("new"))));
+            assert!(denied(fs::write(files.join("file"), "y")));
+            assert!(denied(fs::remove_file(files.join("file"))));
             assert!(denied(File::open("/etc/passwd")));
             assert!(denied(File::open("/proc/self/mem")));
             assert!(denied(File::open(outside.join("file"))));

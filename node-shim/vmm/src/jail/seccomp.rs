@@ -18,6 +18,7 @@ mod disk_io;
 mod ioctl;
 mod main;
 mod net;
+mod numbers;
 mod snapshot;
 mod start;
 mod vcpu;
@@ -87,21 +88,35 @@ pub(crate) enum Mode {
     Log,
 }
 
-/// Makes the filter of a kind of threads.
-pub(crate) fn compile(kind: Kind, facts: Facts, mode: Mode) -> Result<BpfProgram, BackendError> {
-    let action = match mode {
-        Mode::Enforce => SeccompAction::Trap,
-        Mode::Log => SeccompAction::Log,
-    };
-    SeccompFilter::new(rules(kind, facts).0, action, SeccompAction::Allow, TargetArch::x86_64)?.try_into()
+impl Mode {
+    fn action(self) -> SeccompAction {
+        match self {
+            Self::Enforce => SeccompAction::Trap,
+            Self::Log => SeccompAction::Log,
+        }
+    }
 }
 
-/// Makes a filter that refuses `clone3` as kernels do that lack it, so that the C library falls back to `clone`, whose flags a filter can see.
-/// For the main thread, beside its own: of two filters the sterner one counts.
-pub(crate) fn compile_refusal() -> Result<BpfProgram, BackendError> {
-    let refused = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let action = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    SeccompFilter::new(refused, SeccompAction::Allow, action, TargetArch::x86_64)?.try_into()
+/// Makes the filters of a kind of threads, in the order in which they are installed. The last is that of its list.
+pub(crate) fn filters(kind: Kind, facts: Facts, mode: Mode) -> Result<Vec<BpfProgram>, BackendError> {
+    let rules = rules(kind, facts);
+    let first = (kind == Kind::Main).then(|| first(&rules, mode));
+    let own = SeccompFilter::new(rules.0, mode.action(), SeccompAction::Allow, TargetArch::x86_64)?;
+    Ok(first.into_iter().chain([own.try_into()?]).collect())
+}
+
+/// Makes the filter of the main thread that comes before that of its list; of two filters the sterner one counts. It refuses `clone3` as kernels
+/// do that lack it, so that the C library falls back to `clone`, whose flags a filter can see. Otherwise it allows the calls that the list has
+/// rules for: see [`numbers`].
+fn first(rules: &Rules, mode: Mode) -> BpfProgram {
+    let mut actions: BTreeMap<u32, u32> = rules
+        .0
+        .keys()
+        .filter_map(|number| Some((u32::try_from(*number).ok()?, libc::SECCOMP_RET_ALLOW)))
+        .collect();
+    let refused = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    actions.extend(u32::try_from(libc::SYS_clone3).map(|number| (number, refused.into())));
+    numbers::program(&actions, mode.action().into())
 }
 
 fn rules(kind: Kind, facts: Facts) -> Rules {

@@ -85,6 +85,7 @@ fn use_disk(engine: Engine, storage: Arc<dyn Storage>) {
         engine,
         limits: Limits::default(),
         on_thread: device_thread,
+        discard: true,
         spare_processor: true,
     };
     let mut device = Block::start(options, storage).unwrap();

@@ -116,7 +116,10 @@ mod tests {
             kick_signal: 34,
             connects: false,
         };
-        let program = seccomp::compile(Kind::Vcpu, facts, Mode::Enforce).unwrap();
+        let [program]: [seccompiler::BpfProgram; 1] = seccomp::filters(Kind::Vcpu, facts, Mode::Enforce)
+            .unwrap()
+            .try_into()
+            .unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
         // SAFETY: the child makes system calls only, until it ends.
         let child = unsafe { libc::fork() };

@@ -101,7 +101,13 @@ impl Machine {
         }
         platform.watchdog.restore(state.watchdog);
         platform.slots.restore(state.slots);
-        platform.events.restore(state.happened);
+        let told = platform.events.restore(state.happened);
+        told.map_err(|source| {
+            MachineError::Kvm(KvmError::Ioctl {
+                what: "KVM_IRQ_LINE",
+                source,
+            })
+        })?;
         let power = PowerManagement::new(Arc::clone(&platform.vm), Arc::clone(&platform.mailbox));
         power.restore(state.power);
         let serial = SerialPort::restore(

@@ -9,6 +9,7 @@ use node_shim_protocol::control::{FailureKind, Response, SnapshotDone, VmState, 
 
 use self::vm::{Place, Report, Vm};
 
+mod disks;
 mod guest;
 mod isolation;
 mod vm;

@@ -122,6 +122,13 @@ impl Vm {
         line.trim_end().to_owned()
     }
 
+    /// The next line of the console, or none of a VM that ends before.
+    pub(crate) fn line_or_end(&mut self) -> Option<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| line.trim_end().to_owned())
+    }
+
     fn errors(&mut self) -> String {
         let mut errors = String::new();
         let _ = std::io::Read::read_to_string(&mut self.child.stderr.take().unwrap(), &mut errors);

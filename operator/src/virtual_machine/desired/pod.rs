@@ -4,21 +4,23 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, EmptyDirVolumeSource, HTTPGetAction,
-        ImageVolumeSource, KeyToPath, ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, Probe,
-        ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection, SecurityContext,
-        TCPSocketAction, Volume, VolumeMount, VolumeProjection,
+        Capabilities, ConfigMapVolumeSource, Container, ContainerResizePolicy, DownwardAPIVolumeFile,
+        DownwardAPIVolumeSource, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction, HTTPGetAction,
+        ImageVolumeSource, KeyToPath, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext,
+        PodSpec, Probe, ProjectedVolumeSource, SeccompProfile, SecretProjection, SecretVolumeSource, SecurityContext,
+        TCPSocketAction, Volume, VolumeDevice, VolumeMount, VolumeProjection,
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::OwnerReference, util::intstr::IntOrString},
+    apimachinery::pkg::{apis::meta::v1::OwnerReference, util::intstr::IntOrString},
 };
 use kube::{Resource, api::ObjectMeta};
-use node_shim_protocol::{VmConfig, overhead::overhead_bytes, paths};
+use node_shim_protocol::{VmConfig, paths};
 use thiserror::Error;
 
 use super::{
-    CONTAINER, GENERATION_ANNOTATION, KVM_RESOURCE, MANAGED_BY_LABEL, RESTARTED_AT_ANNOTATION, SPEC_HASHES_ANNOTATION,
-    VM_LABEL,
-    spec_hashes::spec_hashes,
+    CONTAINER, GENERATION_ANNOTATION, MANAGED_BY_LABEL, RESTARTED_AT_ANNOTATION, SPEC_ANNOTATION, VM_LABEL,
+    guest_command,
+    resources::Frame,
+    snapshot::Snapshot,
     vm_config::{self, NETWORK_DATA_FILE, USER_DATA_FILE, vm_config},
 };
 use crate::virtual_machine::validate::{BootSource, Data, DiskSource, ProbeAction, ValidProbe, ValidatedVm};
@@ -29,10 +31,6 @@ const USER_ID: i64 = 65532;
 const ARGO_CD_ANNOTATION: &str = "argocd.argoproj.io/ignore-restart-policy";
 /// Seconds that the kubelet waits longer than the shim, so that the shim's own forced stop comes first and says why.
 const GRACE_PERIOD_RESERVE_SECONDS: i64 = 10;
-/// CPU request of each core in thousandths of a CPU.
-const CPU_REQUEST_MILLIS_PER_CORE: u32 = 100;
-/// Devices that every VM has besides its disks and interfaces: the entropy source.
-const OTHER_DEVICES: u64 = 1;
 /// Most bytes of all annotations of an object: `TotalAnnotationSizeLimitB` of `k8s.io/apimachinery/pkg/api/validation`.
 const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
 
@@ -88,13 +86,12 @@ fn labels(vm: &ValidatedVm) -> BTreeMap<String, String> {
 
 fn annotations(vm: &ValidatedVm, config: &VmConfig) -> Result<BTreeMap<String, String>, PodError> {
     let mut annotations = vm.source.spec.pod_metadata.clone().unwrap_or_default().annotations;
-    let hashes = serde_json::to_string(&spec_hashes(&vm.source.spec)).map_err(PodError::Json)?;
     annotations.insert(ARGO_CD_ANNOTATION.to_owned(), "true".to_owned());
     annotations.insert(
         paths::CONFIG_ANNOTATION.to_owned(),
         serde_json::to_string(config).map_err(PodError::Json)?,
     );
-    annotations.insert(SPEC_HASHES_ANNOTATION.to_owned(), hashes);
+    annotations.insert(SPEC_ANNOTATION.to_owned(), Snapshot::of(&vm.source.spec).text());
     if let Some(generation) = vm.generation {
         annotations.insert(GENERATION_ANNOTATION.to_owned(), generation.to_string());
     }
@@ -116,6 +113,7 @@ fn pod_spec(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> PodSpec {
         automount_service_account_token: Some(false),
         containers: vec![container(vm, config, shim_image)],
         enable_service_links: Some(false),
+        image_pull_secrets: (!spec.image_pull_secrets.is_empty()).then(|| spec.image_pull_secrets.clone()),
         node_selector: (!spec.node_selector.is_empty()).then(|| spec.node_selector.clone()),
         priority_class_name: spec.priority_class_name.clone(),
         restart_policy: Some("Never".to_owned()),
@@ -143,6 +141,7 @@ fn pod_spec(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> PodSpec {
 }
 
 fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container {
+    let frame = Frame::new(config, vm.size.dedicated, vm.size.cpu_request_millis);
     let agent_socket = format!("{}/{}", paths::AGENT_DIR, paths::AGENT_SOCKET);
     let args = [
         "run",
@@ -150,6 +149,9 @@ fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container
         paths::CONFIG_FILE,
         "--agent",
         &agent_socket,
+        "--pod-uid",
+        // Filled in by the kubelet, from the variable.
+        "$(POD_UID)",
         "--control",
         paths::CONTROL_SOCKET,
     ];
@@ -159,9 +161,12 @@ fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container
         image_pull_policy: Some("IfNotPresent".to_owned()),
         // The image's entry point is node-shim.
         args: Some(args.into_iter().map(str::to_owned).collect()),
+        env: Some(vec![pod_uid()]),
         liveness_probe: vm.liveness_probe.as_ref().map(probe),
         readiness_probe: vm.readiness_probe.as_ref().map(probe),
-        resources: Some(resources(vm, config)),
+        startup_probe: vm.startup_probe.as_ref().map(probe),
+        resize_policy: Some(resize_policy()),
+        resources: Some(frame.container(frame.start)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities {
@@ -174,26 +179,34 @@ fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container
         // The serial console: `kubectl attach -it` is its other end.
         stdin: Some(true),
         tty: Some(true),
+        volume_devices: volume_devices(vm),
         volume_mounts: Some(volume_mounts(vm)),
         ..Container::default()
     }
 }
 
-fn resources(vm: &ValidatedVm, config: &VmConfig) -> ResourceRequirements {
-    let seed_disks = u64::from(config.cloud_init.is_some());
-    let devices = (config.disks.len() + config.interfaces.len()) as u64 + seed_disks + OTHER_DEVICES;
-    let memory_bytes = vm.memory_bytes + overhead_bytes(vm.memory_bytes, u64::from(vm.cores), devices);
-    let memory = ("memory".to_owned(), Quantity(format!("{}Mi", memory_bytes >> 20)));
-    let kvm = (KVM_RESOURCE.to_owned(), Quantity("1".to_owned()));
-    let cpu = (
-        "cpu".to_owned(),
-        Quantity(format!("{}m", CPU_REQUEST_MILLIS_PER_CORE * vm.cores)),
-    );
-    ResourceRequirements {
-        limits: Some(BTreeMap::from([memory.clone(), kvm.clone()])),
-        requests: Some(BTreeMap::from([cpu, memory, kvm])),
-        claims: None,
+/// The pod's UID, by which the node agent tells the runs of a VM from each other.
+fn pod_uid() -> EnvVar {
+    EnvVar {
+        name: "POD_UID".to_owned(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: "metadata.uid".to_owned(),
+                api_version: Some("v1".to_owned()),
+            }),
+            ..EnvVarSource::default()
+        }),
     }
+}
+
+/// A VM is resized while it runs: its container is never restarted for it.
+fn resize_policy() -> Vec<ContainerResizePolicy> {
+    let of = |resource: &str| ContainerResizePolicy {
+        resource_name: resource.to_owned(),
+        restart_policy: "NotRequired".to_owned(),
+    };
+    vec![of("cpu"), of("memory")]
 }
 
 fn probe(probe: &ValidProbe) -> Probe {
@@ -221,8 +234,25 @@ fn probe(probe: &ValidProbe) -> Probe {
                 host: None,
             });
         }
+        ProbeAction::Exec { command } => {
+            result.exec = Some(ExecAction {
+                command: Some(guest_command::exec(command, timing)),
+            });
+        }
+        ProbeAction::GuestAgentPing => {
+            result.exec = Some(ExecAction {
+                command: Some(guest_command::ping(timing)),
+            });
+        }
     }
     result
+}
+
+/// Name of the volume that a disk is in. The kubelet mounts a claim once for a pod, so the disks of one share a volume.
+fn volume_of(vm: &ValidatedVm, index: usize) -> String {
+    let claim = vm.disks.get(index).and_then(|disk| disk.source.claim());
+    let first = claim.and_then(|claim| vm.disks.iter().position(|disk| disk.source.claim() == Some(claim)));
+    disk_volume(first.unwrap_or(index))
 }
 
 /// Name of a disk's volume: disks and Tandem's own volumes cannot collide, and a DNS label of 63 bytes stays one.
@@ -269,11 +299,45 @@ fn volumes(vm: &ValidatedVm) -> Vec<Volume> {
             DiskSource::Image { image, pull_policy, .. } => {
                 volumes.push(image_volume(disk_volume(index), image, pull_policy.as_str()));
             }
+            DiskSource::ClaimFile { claim, .. } | DiskSource::ClaimDevice { claim } => {
+                if volume_of(vm, index) == disk_volume(index) {
+                    volumes.push(claim_volume(vm, disk_volume(index), claim));
+                }
+            }
+            DiskSource::ConfigMap { name } => volumes.push(Volume {
+                name: disk_volume(index),
+                config_map: Some(ConfigMapVolumeSource {
+                    name: name.clone(),
+                    ..ConfigMapVolumeSource::default()
+                }),
+                ..Volume::default()
+            }),
+            DiskSource::Secret { name } => volumes.push(Volume {
+                name: disk_volume(index),
+                secret: Some(SecretVolumeSource {
+                    secret_name: Some(name.clone()),
+                    ..SecretVolumeSource::default()
+                }),
+                ..Volume::default()
+            }),
             DiskSource::Empty { .. } => {}
         }
     }
     volumes.extend(cloud_init_volume(vm));
     volumes
+}
+
+/// A claim; it is read-only where every disk in it is.
+fn claim_volume(vm: &ValidatedVm, name: String, claim: &str) -> Volume {
+    let mut disks = vm.disks.iter().filter(|disk| disk.source.claim() == Some(claim));
+    Volume {
+        name,
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+            claim_name: claim.to_owned(),
+            read_only: disks.all(|disk| disk.read_only).then_some(true),
+        }),
+        ..Volume::default()
+    }
 }
 
 fn image_volume(name: String, reference: &str, pull_policy: &str) -> Volume {
@@ -287,12 +351,12 @@ fn image_volume(name: String, reference: &str, pull_policy: &str) -> Volume {
     }
 }
 
-/// The Secrets that cloud-init data comes from, one projection each: the kubelet reads them, the operator cannot.
+/// The Secrets that cloud-init's or Ignition's data comes from, one projection each: the kubelet reads them, the operator cannot.
 fn cloud_init_volume(vm: &ValidatedVm) -> Option<Volume> {
-    let cloud_init = vm.cloud_init.as_ref()?;
+    let seed = vm.seed.as_ref()?;
     let data = [
-        (&cloud_init.user_data, USER_DATA_FILE),
-        (&cloud_init.network_data, NETWORK_DATA_FILE),
+        (&seed.user_data, USER_DATA_FILE),
+        (&seed.network_data, NETWORK_DATA_FILE),
     ];
     let sources: Vec<VolumeProjection> = data
         .into_iter()
@@ -322,6 +386,21 @@ fn cloud_init_volume(vm: &ValidatedVm) -> Option<Volume> {
     })
 }
 
+/// The claims that are block devices.
+fn volume_devices(vm: &ValidatedVm) -> Option<Vec<VolumeDevice>> {
+    let devices: Vec<VolumeDevice> = vm
+        .disks
+        .iter()
+        .enumerate()
+        .filter(|(_, disk)| matches!(disk.source, DiskSource::ClaimDevice { .. }))
+        .map(|(index, disk)| VolumeDevice {
+            name: disk_volume(index),
+            device_path: vm_config::disk_device(&disk.name).display().to_string(),
+        })
+        .collect();
+    (!devices.is_empty()).then_some(devices)
+}
+
 fn volume_mounts(vm: &ValidatedVm) -> Vec<VolumeMount> {
     let mount = |name: &str, path: String, read_only: bool| VolumeMount {
         name: name.to_owned(),
@@ -338,13 +417,14 @@ fn volume_mounts(vm: &ValidatedVm) -> Vec<VolumeMount> {
         BootSource::Disk(_) => {}
     }
     for (index, disk) in vm.disks.iter().enumerate() {
-        match disk.source {
-            DiskSource::Image { .. } => {
-                let path = vm_config::disk_mount(&disk.name).display().to_string();
-                mounts.push(mount(&disk_volume(index), path, true));
-            }
-            DiskSource::Empty { .. } => {}
-        }
+        // What the guest writes goes into the file of a claim, and beside an image.
+        let read_only = match disk.source {
+            DiskSource::ClaimFile { .. } => disk.read_only,
+            DiskSource::Image { .. } | DiskSource::ConfigMap { .. } | DiskSource::Secret { .. } => true,
+            DiskSource::ClaimDevice { .. } | DiskSource::Empty { .. } => continue,
+        };
+        let path = vm_config::disk_mount(&disk.name).display().to_string();
+        mounts.push(mount(&volume_of(vm, index), path, read_only));
     }
     if cloud_init_volume(vm).is_some() {
         mounts.push(mount(CLOUD_INIT_VOLUME, paths::CLOUD_INIT_DIR.to_owned(), true));

@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use crds::disk::{CacheMode, DiscardMode, IoMode};
 use node_shim_protocol::{
     config::{
-        Binding, Boot, CloudInit, Cpu, Disk, DiskBoot, DiskFormat, DiskSource, Interface, KernelBoot, Memory,
-        RateLimit, Shutdown, Text, VERSION, VmConfig,
+        Binding, Boot, Cache, CloudInit, Cpu, Discard, Disk, DiskBoot, DiskFormat, DiskSource, HugePages, Interface,
+        Io, KernelBoot, Memory, Rate, RateLimit, Shutdown, Text, VERSION, VmConfig, Vsock,
     },
     paths,
 };
 
 use super::identity;
-use crate::virtual_machine::validate::{self, BootSource, Data, ValidDisk, ValidatedVm};
+use crate::virtual_machine::validate::{self, BootSource, Data, ValidDisk, ValidInterface, ValidLimits, ValidatedVm};
 
 /// File name of user data in the cloud-init volume.
 pub(crate) const USER_DATA_FILE: &str = "user-data";
@@ -25,13 +26,13 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
         name: vm.name.clone(),
         uuid: identity::uuid(&vm.uid).to_string(),
         cpu: Cpu {
-            cores: vm.cores,
-            max_cores: None,
+            cores: vm.size.cores,
+            max_cores: (vm.size.max_cores > vm.size.cores).then_some(vm.size.max_cores),
         },
         memory: Memory {
-            size_bytes: vm.memory_bytes,
-            max_size_bytes: None,
-            huge_pages: None,
+            size_bytes: vm.size.memory_bytes,
+            max_size_bytes: (vm.size.max_memory_bytes > vm.size.memory_bytes).then_some(vm.size.max_memory_bytes),
+            huge_pages: vm.size.huge_pages.map(huge_pages),
         },
         boot: match &vm.boot {
             BootSource::Kernel(boot) => Boot::Kernel(KernelBoot {
@@ -45,17 +46,17 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
             BootSource::Disk(name) => Boot::Disk(DiskBoot { name: name.clone() }),
         },
         disks: vm.disks.iter().map(disk).collect(),
-        interfaces: vm.interfaces.iter().map(|name| interface(vm, name)).collect(),
-        cloud_init: vm.cloud_init.as_ref().map(|cloud_init| CloudInit {
+        interfaces: vm.interfaces.iter().map(|it| interface(vm, it)).collect(),
+        cloud_init: vm.seed.as_ref().map(|seed| CloudInit {
             instance_id: vm.uid.clone(),
             hostname: vm.name.clone(),
-            user_data: cloud_init.user_data.as_ref().map(|data| text(data, USER_DATA_FILE)),
-            network_data: cloud_init
-                .network_data
-                .as_ref()
-                .map(|data| text(data, NETWORK_DATA_FILE)),
+            user_data: seed.user_data.as_ref().map(|data| text(data, USER_DATA_FILE)),
+            network_data: seed.network_data.as_ref().map(|data| text(data, NETWORK_DATA_FILE)),
         }),
-        vsock: None,
+        vsock: needs_guest_agent(vm).then(|| Vsock {
+            socket: PathBuf::from(paths::VSOCK_SOCKET),
+            guest_cid: None,
+        }),
         shutdown: Shutdown {
             grace_period_seconds: vm.grace_period_seconds,
         },
@@ -63,12 +64,25 @@ pub(crate) fn vm_config(vm: &ValidatedVm) -> VmConfig {
     }
 }
 
-/// Where a disk's image volume is mounted.
+/// Whether something in the spec goes through the agent in the guest.
+fn needs_guest_agent(vm: &ValidatedVm) -> bool {
+    let mut probes = [&vm.readiness_probe, &vm.liveness_probe, &vm.startup_probe]
+        .into_iter()
+        .flatten();
+    probes.any(|probe| probe.action.needs_guest_agent())
+}
+
+/// Where a disk's volume is mounted.
 pub(crate) fn disk_mount(name: &str) -> PathBuf {
     Path::new(paths::DISKS_DIR).join(name)
 }
 
-/// An absolute path of an image, below the mount point of that image.
+/// Where a disk's block device is.
+pub(crate) fn disk_device(name: &str) -> PathBuf {
+    Path::new(paths::DEVICES_DIR).join(name)
+}
+
+/// An absolute path in a volume, below its mount point.
 fn inside(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
@@ -80,15 +94,38 @@ fn disk(disk: &ValidDisk) -> Disk {
             format: format.map(disk_format),
             backing: Vec::new(),
         },
+        validate::DiskSource::ClaimFile { path, size_bytes, .. } => DiskSource::File {
+            path: inside(&disk_mount(&disk.name), path),
+            size_bytes: *size_bytes,
+        },
+        validate::DiskSource::ClaimDevice { .. } => DiskSource::Device {
+            path: disk_device(&disk.name),
+        },
+        validate::DiskSource::ConfigMap { .. } | validate::DiskSource::Secret { .. } => DiskSource::Files {
+            path: disk_mount(&disk.name),
+            label: disk.label(),
+        },
         validate::DiskSource::Empty { size_bytes } => DiskSource::Empty {
             size_bytes: *size_bytes,
         },
     };
     Disk {
         name: disk.name.clone(),
-        serial: None,
+        serial: disk.serial.clone(),
         read_only: disk.read_only,
-        rate_limit: RateLimit::default(),
+        rate_limit: rate_limit(disk.limits),
+        cache: match disk.cache {
+            CacheMode::Writeback => Cache::Writeback,
+            CacheMode::None => Cache::None,
+        },
+        io: disk.io.map(|io| match io {
+            IoMode::Threads => Io::Threads,
+            IoMode::IoUring => Io::IoUring,
+        }),
+        discard: match disk.discard {
+            DiscardMode::Unmap => Discard::Unmap,
+            DiscardMode::Ignore => Discard::Ignore,
+        },
         source,
     }
 }
@@ -102,12 +139,27 @@ const fn disk_format(format: crds::disk::DiskFormat) -> DiskFormat {
     }
 }
 
-fn interface(vm: &ValidatedVm, name: &str) -> Interface {
+const fn huge_pages(pages: crds::memory::HugePages) -> HugePages {
+    match pages {
+        crds::memory::HugePages::TwoMebibytes => HugePages::TwoMebibytes,
+        crds::memory::HugePages::OneGibibyte => HugePages::OneGibibyte,
+    }
+}
+
+fn rate_limit(limits: ValidLimits) -> RateLimit {
+    let rate = |(per_second, burst)| Rate { per_second, burst };
+    RateLimit {
+        bytes: limits.bytes.map(rate),
+        operations: limits.operations.map(rate),
+    }
+}
+
+fn interface(vm: &ValidatedVm, interface: &ValidInterface) -> Interface {
     Interface {
-        name: name.to_owned(),
-        mac: identity::mac(&vm.uid, name),
-        receive_limit: RateLimit::default(),
-        transmit_limit: RateLimit::default(),
+        name: interface.name.clone(),
+        mac: identity::mac(&vm.uid, &interface.name),
+        receive_limit: rate_limit(interface.receive_limits),
+        transmit_limit: rate_limit(interface.transmit_limits),
         binding: Binding::Masquerade,
     }
 }

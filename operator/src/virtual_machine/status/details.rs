@@ -5,10 +5,10 @@ use crds::{
     guest::GuestState,
 };
 
-use super::{Headline, Input, headline::unschedulable};
+use super::{Headline, Input, headline::unschedulable, pending};
 use crate::virtual_machine::{
     pod_state::{OwnPod, Phase},
-    trouble::Part,
+    trouble::{self, Part},
 };
 
 fn claim(condition: ConditionType, status: ConditionStatus, reason: Reason, message: impl Into<String>) -> Claim {
@@ -35,7 +35,7 @@ pub(super) fn details(input: &Input<'_>, headline: &Headline) -> Vec<Claim> {
         return PARTS
             .into_iter()
             .map(|(condition, _)| nothing(condition))
-            .chain([nothing(GUEST), up_to_date()])
+            .chain([nothing(GUEST), pending::not_resizing(), pending::up_to_date()])
             .collect();
     };
     let mut claims: Vec<Claim> = PARTS
@@ -43,7 +43,8 @@ pub(super) fn details(input: &Input<'_>, headline: &Headline) -> Vec<Claim> {
         .map(|(condition, part)| of_part(condition, part, input, pod))
         .collect();
     claims.push(guest(input, pod));
-    claims.push(restart_required(input));
+    claims.push(pending::resizing(input.live));
+    claims.push(pending::restart_required(input.live));
     claims
 }
 
@@ -70,6 +71,12 @@ fn of_part(condition: ConditionType, part: Option<Part>, input: &Input<'_>, pod:
                 let (reason, message) = unschedulable(message);
                 claim(condition, ConditionStatus::False, reason, message)
             }
+            (Some(Part::Volumes), Some(message)) if trouble::is_of_claims(message) => claim(
+                condition,
+                ConditionStatus::False,
+                Reason::ClaimNotReady,
+                message.as_str(),
+            ),
             (None, None) | (Some(_), _) => waiting(condition, "the VM's pod has no node yet"),
         },
         Phase::Starting { .. } => {
@@ -166,35 +173,6 @@ fn guest(input: &Input<'_>, pod: &OwnPod) -> Claim {
         Some(GuestState::PoweringOff) => claim(GUEST, ConditionStatus::False, Reason::Stopping, "the guest powers off"),
         None => waiting(GUEST, "the node agent has not reported the guest yet"),
     }
-}
-
-fn restart_required(input: &Input<'_>) -> Claim {
-    if input.changed_fields.is_empty() {
-        return up_to_date();
-    }
-    let fields: Vec<String> = input
-        .changed_fields
-        .iter()
-        .map(|field| format!("spec.{field}"))
-        .collect();
-    claim(
-        ConditionType::RestartRequired,
-        ConditionStatus::True,
-        Reason::SpecChanged,
-        format!(
-            "{} changed since the VM was started: set spec.restartedAt to the present time to apply it",
-            fields.join(", ")
-        ),
-    )
-}
-
-fn up_to_date() -> Claim {
-    claim(
-        ConditionType::RestartRequired,
-        ConditionStatus::False,
-        Reason::UpToDate,
-        "",
-    )
 }
 
 fn fine(condition: ConditionType) -> Claim {

@@ -7,6 +7,7 @@ use crate::virtual_machine::{
     apply::Applied,
     desired::KVM_RESOURCE,
     lifecycle::{Decision, RestCause, StallCause, StopCause, WaitCause},
+    live::{self, Live},
     pod_state::Phase,
 };
 
@@ -31,7 +32,7 @@ fn stalled(word: &'static str, reason: Reason, message: impl Into<String>) -> He
 /// The headline of a VM.
 pub(super) fn headline(input: &Input<'_>) -> Headline {
     let (decision, applied) = match &input.verdict {
-        Verdict::Invalid { message } => return stalled("Invalid", Reason::InvalidSpec, message),
+        Verdict::Invalid { reason, message } => return stalled("Invalid", *reason, message),
         Verdict::Done(decision, applied) => (*decision, applied),
     };
     if let Applied::Rejected { message, may_pass } = applied {
@@ -166,7 +167,13 @@ fn living(input: &Input<'_>) -> Headline {
             Some(trouble) => stalled("Failed", trouble.part.reason(), &trouble.message),
             None => under_way("Starting", Reason::Starting, "the VM is starting"),
         },
-        Phase::Running { ready: true } => line("Running", true, Reason::Running, "the VM runs", Progress::Settled),
+        Phase::Running { ready: true } => {
+            let progress = match input.live.map(Live::progress) {
+                Some(live::Progress::UnderWay) => Progress::Reconciling,
+                Some(live::Progress::Settled | live::Progress::Impossible) | None => Progress::Settled,
+            };
+            line("Running", true, Reason::Running, "the VM runs", progress)
+        }
         Phase::Running { ready: false } => {
             let message = match input.vm.spec.readiness_probe {
                 Some(_) => "the VM runs, but its readiness probe does not succeed (yet)",

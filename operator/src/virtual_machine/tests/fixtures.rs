@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 
 use crate::virtual_machine::{
     apply::Applied,
-    changed_fields, desired,
+    desired,
+    eviction::Protection,
     lifecycle::{self, Decision, Facts},
+    live::Live,
     pod_state::PodState,
     run_history::History,
     status::{self, Verdict},
@@ -124,26 +126,40 @@ pub(super) fn step(
     applied: &Applied,
     now: Timestamp,
 ) -> (Decision, VirtualMachineStatus) {
+    step_with(&Protection::NotAsked, vm, pod, trouble, applied, now)
+}
+
+/// The same of a VM whose eviction policy has come to this.
+pub(super) fn step_with(
+    protection: &Protection,
+    vm: &VirtualMachine,
+    pod: Option<&Pod>,
+    trouble: Option<&Trouble>,
+    applied: &Applied,
+    now: Timestamp,
+) -> (Decision, VirtualMachineStatus) {
     let state = PodState::read(vm, pod);
     let history =
         History::from_status(vm.status.as_ref().and_then(|status| status.restarts.as_ref())).with_pod(&state, now);
     let valid = valid(vm);
     let decision = lifecycle::decide(&Facts {
         vm_is_deleted: vm.metadata.deletion_timestamp.is_some(),
-        run_policy: valid.run_policy,
-        generation: valid.generation,
+        run_policy: vm.spec.run_policy(),
+        generation: vm.metadata.generation,
         restarted_at: valid.restarted_at.as_ref().map(|(_, time)| *time),
         pod: &state,
         history: &history,
         now,
     });
+    let live = Live::of(vm, &valid, &state, pod).filter(|_| decision == Decision::Keep);
     let status = status::compute(&status::Input {
         vm,
         verdict: Verdict::Done(decision, applied.clone()),
         pod: &state,
+        protection,
         history: &history,
         trouble,
-        changed_fields: changed_fields(vm, pod),
+        live: live.as_ref(),
         now,
     });
     (decision, status)

@@ -67,6 +67,47 @@ fn unscheduled() {
     check("unschedulable", &vm(), Some(&memory), None, &Kstatus::InProgress);
     let kvm = pending("0/2 nodes are available: 2 Insufficient tandem.dev/kvm.");
     check("no_kvm", &vm(), Some(&kvm), None, &Kstatus::InProgress);
+    let claim = pending("0/2 nodes are available: persistentvolumeclaim \"web-root\" not found. not found");
+    check("claim_missing", &vm(), Some(&claim), None, &Kstatus::InProgress);
+}
+
+#[test]
+fn what_the_scheduler_says_of_claims() {
+    for (message, of_claims) in [
+        (
+            "0/2 nodes are available: persistentvolumeclaim \"web-root\" not found.",
+            true,
+        ),
+        (
+            "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+            true,
+        ),
+        (
+            "0/2 nodes are available: 1 node(s) had volume node affinity conflict.",
+            true,
+        ),
+        (
+            "0/2 nodes are available: 1 node(s) didn't find available persistent volumes to bind.",
+            true,
+        ),
+        ("0/2 nodes are available: 2 node(s) exceed max volume count.", true),
+        (
+            "0/2 nodes are available: 1 node(s) did not have enough free storage.",
+            true,
+        ),
+        (
+            "0/2 nodes are available: 1 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by \
+             another pod.",
+            true,
+        ),
+        ("0/2 nodes are available: 2 Insufficient memory.", false),
+        (
+            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
+            false,
+        ),
+    ] {
+        assert_eq!(trouble::is_of_claims(message), of_claims, "{message}");
+    }
 }
 
 #[test]

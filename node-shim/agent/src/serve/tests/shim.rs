@@ -19,8 +19,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 
-use super::super::board::Report;
 use super::super::device_socket::{self, DeviceSocket};
+use super::super::report::Report;
 use super::super::session::Services;
 use crate::kubelet::pod_resources::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use crate::kubelet::pod_resources::{
@@ -31,6 +31,9 @@ use crate::{KVM_RESOURCE, event_loop, unix_socket};
 
 /// Longest wait for something that must come.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// UID of every pod.
+pub(super) const POD_UID: &str = "p1";
 
 /// A network namespace that is not the test's, or nothing without root.
 pub(super) fn network_namespace() -> Option<File> {

@@ -1,6 +1,6 @@
 //! A thread that reads and writes a disk's files, which are open.
 
-use super::Rules;
+use super::{Rules, ioctl};
 
 pub(super) fn add(rules: &mut Rules) {
     rules.allow(&[
@@ -13,4 +13,6 @@ pub(super) fn add(rules: &mut Rules) {
         // Discard and write-zeroes.
         libc::SYS_fallocate,
     ]);
+    // Discard, of a block device.
+    rules.allow_ioctls(&[ioctl::BLKDISCARD]);
 }

@@ -88,6 +88,7 @@ pub(super) const MACHINE: &[u32] = &[
 pub(super) const TERMINAL_RESTORE: [u32; 2] = [0x402c_542b, 0x5402];
 pub(super) const TIOCGWINSZ: u32 = 0x5413;
 pub(super) const FIONBIO: u32 = 0x5421;
+pub(super) const BLKDISCARD: u32 = 0x1277;
 pub(super) const FICLONE: u32 = 0x4004_9409;
 pub(super) const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 pub(super) const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;

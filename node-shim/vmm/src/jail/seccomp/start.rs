@@ -14,7 +14,7 @@ const THREAD: i32 = libc::CLONE_VM
     | libc::CLONE_CHILD_CLEARTID;
 
 pub(super) fn add(rules: &mut Rules) {
-    // `clone3` keeps its flags in memory. It is in the list so that the other filter's answer counts: see `compile_refusal`.
+    // `clone3` keeps its flags in memory. It is in the list so that the other filter's answer counts: see `first`.
     rules.allow(&[libc::SYS_clone3]);
     rules.allow_if(libc::SYS_clone, [is_long(0, u64::from(THREAD.unsigned_abs()))]);
     // The new thread.

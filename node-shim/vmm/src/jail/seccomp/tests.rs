@@ -42,6 +42,8 @@ fn forbidden() -> Vec<(&'static str, i64, [u64; 6])> {
             libc::SYS_ioctl,
             [0, high | libc::TIOCSTI, 0, 0, 0, 0],
         ),
+        // Zeros, which are a device's by fallocate(2).
+        ("ioctl BLKZEROOUT", libc::SYS_ioctl, [u64::MAX, 0x127f, 0, 0, 0, 0]),
         ("ioctl TIOCLINUX", libc::SYS_ioctl, [0, 0x541c, 0, 0, 0, 0]),
         ("fork", libc::SYS_fork, [0; 6]),
         ("vfork", libc::SYS_vfork, [0; 6]),
@@ -92,6 +94,11 @@ fn facts(connects: bool) -> Facts {
         kick_signal: 34,
         connects,
     }
+}
+
+/// The filter of a kind's list.
+fn compile(kind: Kind, facts: Facts, mode: Mode) -> Result<BpfProgram, BackendError> {
+    filters(kind, facts, mode).map(|mut filters| filters.pop().unwrap())
 }
 
 /// How a child ends that has this filter and then does something.
@@ -167,7 +174,7 @@ fn no_thread_does_what_no_thread_needs() {
 fn only_the_threads_that_need_to_may() {
     let path = c"/etc/passwd".as_ptr() as u64;
     let own = u64::from(std::process::id());
-    let cases: [(&str, i64, [u64; 6], &[Kind]); 13] = [
+    let cases: [(&str, i64, [u64; 6], &[Kind]); 14] = [
         (
             "openat",
             libc::SYS_openat,
@@ -210,6 +217,12 @@ fn only_the_threads_that_need_to_may() {
             "preadv",
             libc::SYS_preadv,
             [u64::MAX, 0, 0, 0, 0, 0],
+            &[Kind::Main, Kind::Disk, Kind::DiskIo],
+        ),
+        (
+            "BLKDISCARD",
+            libc::SYS_ioctl,
+            [u64::MAX, u64::from(ioctl::BLKDISCARD), 0, 0, 0, 0],
             &[Kind::Main, Kind::Disk, Kind::DiskIo],
         ),
         (
@@ -264,8 +277,8 @@ fn a_call_that_is_only_logged_is_made() {
 
 #[test]
 fn threads_are_made_by_clone_alone() {
-    let program = compile(Kind::Main, facts(true), Mode::Enforce).unwrap();
-    let refusal = compile_refusal().unwrap();
+    let filters = filters(Kind::Main, facts(true), Mode::Enforce).unwrap();
+    let [refusal, program]: [BpfProgram; 2] = filters.try_into().unwrap();
     let status = ends(&refusal, || {
         if seccompiler::apply_filter(&program).is_err() {
             // SAFETY: the end of the child.

@@ -1,0 +1,338 @@
+//! Each source of a disk, as a Debian guest has it: contents written to claims, and contents of a `ConfigMap` and a Secret that change.
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::cluster::{Cluster, PATIENCE, condition, has_condition};
+use e2e::guest::{Guest, SshKey};
+use e2e::manifest::{debian_vm, small_vm};
+use e2e::runner::Runner;
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "e2e-disks";
+const VM: &str = "disks";
+/// Where the volumes are on the node.
+const DIRECTORY: &str = "/var/lib/tandem-e2e-disks";
+const MIB: u64 = 1 << 20;
+
+pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
+    cluster.restricted_namespace(NAMESPACE).await?;
+    runner
+        .case("a VM whose claim is missing says so", claim_missing(cluster))
+        .await;
+    let directory = std::env::temp_dir().join(format!("tandem-e2e-disks-{}", std::process::id()));
+    tokio::fs::create_dir_all(&directory).await?;
+    let key = SshKey::generate(&directory).await?;
+    let node = cluster.kvm_node().await?;
+    let volumes = Volumes::make(cluster, &node).await?;
+    runner
+        .case(
+            "a Debian guest has a disk of each source",
+            each_source(cluster, &volumes, &key),
+        )
+        .await;
+    runner
+        .case(
+            "a second VM does not get a claim's file that is in use",
+            in_use(cluster),
+        )
+        .await;
+    runner
+        .case(
+            "a changed ConfigMap and a changed Secret are seen after a reboot",
+            changed_contents(cluster, &volumes, &key),
+        )
+        .await;
+    runner
+        .case(
+            "what was written to claims is there after a restart of the VM",
+            restarted(cluster, &volumes, &key),
+        )
+        .await;
+    cluster
+        .kubectl(&["delete", "vm", "-n", NAMESPACE, "--all", "--timeout", "5m"])
+        .await?;
+    cluster
+        .kubectl(&["delete", "namespace", NAMESPACE, "--timeout", "5m"])
+        .await?;
+    volumes.remove(cluster).await?;
+    tokio::fs::remove_dir_all(&directory).await?;
+    Ok(())
+}
+
+/// Local volumes on a node, one with a file system and one that is a block device.
+struct Volumes {
+    node: String,
+    device: String,
+}
+
+impl Volumes {
+    async fn make(cluster: &Cluster, node: &str) -> Result<Self> {
+        let make = format!(
+            "mkdir -p {DIRECTORY}/files && truncate -s 16M {DIRECTORY}/device.img && losetup --find --show {DIRECTORY}/device.img"
+        );
+        let device = cluster.node_exec(node, &["sh", "-c", &make]).await?.trim().to_owned();
+        ensure!(device.starts_with("/dev/loop"), "losetup printed {device:?}");
+        for (name, mode, path) in [
+            ("files", "Filesystem", format!("{DIRECTORY}/files")),
+            ("device", "Block", device.clone()),
+        ] {
+            cluster.apply(&volume(node, name, mode, &path)).await?;
+            cluster.apply(&claim(name, mode)).await?;
+        }
+        Ok(Self {
+            node: node.to_owned(),
+            device,
+        })
+    }
+
+    async fn remove(&self, cluster: &Cluster) -> Result<()> {
+        for name in ["files", "device"] {
+            let name = format!("{NAMESPACE}-{name}");
+            cluster.kubectl(&["delete", "pv", &name, "--wait=false"]).await?;
+        }
+        let remove = format!("losetup --detach {} && rm -rf {DIRECTORY}", self.device);
+        cluster.node_exec(&self.node, &["sh", "-c", &remove]).await?;
+        Ok(())
+    }
+}
+
+fn volume(node: &str, name: &str, mode: &str, path: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": format!("{NAMESPACE}-{name}")},
+        "spec": {
+            "capacity": {"storage": "16Mi"},
+            "accessModes": ["ReadWriteOnce"],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "volumeMode": mode,
+            "claimRef": {"namespace": NAMESPACE, "name": name},
+            "local": {"path": path},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]},
+            ]}]}},
+        },
+    })
+}
+
+fn claim(name: &str, mode: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "",
+            "volumeMode": mode,
+            "volumeName": format!("{NAMESPACE}-{name}"),
+            "resources": {"requests": {"storage": "16Mi"}},
+        },
+    })
+}
+
+fn config_map(greeting: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "settings", "namespace": NAMESPACE},
+        "data": {"greeting": greeting, "a-file.with-a-longer-name": "kept\n"},
+    })
+}
+
+fn secret(password: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "password", "namespace": NAMESPACE},
+        "stringData": {"password": password},
+    })
+}
+
+async fn claim_missing(cluster: &Cluster) -> Result<()> {
+    let mut vm = small_vm(NAMESPACE, "no-claim");
+    vm["spec"]["disks"] = json!([{"name": "data", "persistentVolumeClaim": {"claimName": "missing"}}]);
+    cluster.apply(&vm).await?;
+    let says = |vm: &Value, kind: &str, reason: &str| {
+        condition(vm, kind).is_some_and(|(status, found, message)| {
+            (status, found) == ("False", reason) && message.contains("\"missing\" not found")
+        })
+    };
+    cluster
+        .until(&cluster.vms(NAMESPACE), "no-claim", "waiting for its claim", |vm| {
+            says(vm, "Scheduled", "Unschedulable") && says(vm, "DisksReady", "ClaimNotReady")
+        })
+        .await?;
+    cluster.kubectl(&["delete", "vm", "-n", NAMESPACE, "no-claim"]).await?;
+    Ok(())
+}
+
+/// Mounts a file system by its label, read-only, and prints its files.
+fn show(label: &str) -> String {
+    format!(
+        "sudo mkdir -p /mnt/{label} && {{ mountpoint -q /mnt/{label} || sudo mount -o ro LABEL={label} /mnt/{label}; }} && \
+         sudo sh -c 'cd /mnt/{label} && head -v *'"
+    )
+}
+
+async fn each_source(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Result<()> {
+    cluster.apply(&config_map("the first greeting")).await?;
+    cluster.apply(&secret("the first password")).await?;
+    let user_data = format!(
+        "#cloud-config\nusers:\n- name: tandem\n  shell: /bin/bash\n  sudo: ALL=(ALL) NOPASSWD:ALL\n  ssh_authorized_keys: [\"{}\"]\n",
+        key.public
+    );
+    let mut vm = debian_vm(NAMESPACE, VM, &user_data);
+    let root = vm["spec"]["disks"][0].clone();
+    vm["spec"]["disks"] = json!([
+        root,
+        {"name": "made", "cache": "None", "persistentVolumeClaim": {"claimName": "files", "path": "/data.img", "size": "64Mi"}},
+        {"name": "device", "discard": "Ignore", "io": "Threads", "persistentVolumeClaim": {"claimName": "device", "volumeMode": "Block"}},
+        {"name": "empty", "emptyDisk": {"size": "32Mi"}},
+        {"name": "settings", "configMap": {"name": "settings"}},
+        {"name": "password", "secret": {"secretName": "password"}},
+    ]);
+    cluster.apply(&vm).await?;
+    cluster
+        .until(&cluster.vms(NAMESPACE), VM, "ready", |vm| {
+            has_condition(vm, "Ready", "True") && has_condition(vm, "DisksReady", "True")
+        })
+        .await?;
+    let guest = Guest::connect(NAMESPACE, VM, key).await?;
+    for (name, mib) in [("made", 64), ("device", 16), ("empty", 32)] {
+        let disk = format!("/dev/disk/by-id/virtio-{name}");
+        let write = format!(
+            "sudo blockdev --getsize64 {disk}; printf 'written to {name}' | sudo dd of={disk} bs=512 seek=9 conv=sync,fsync status=none; \
+             sudo dd if={disk} bs=512 skip=9 count=1 iflag=direct status=none | tr -d '\\0'"
+        );
+        let said = guest.run(&write).await?;
+        ensure!(
+            said == format!("{}\nwritten to {name}", mib * MIB),
+            "disk {name}: {said}"
+        );
+    }
+    for (path, name) in [
+        (&format!("{DIRECTORY}/files/data.img"), "made"),
+        (&volumes.device, "device"),
+    ] {
+        let read = format!("dd if={path} bs=512 skip=9 count=1 status=none | tr -d '\\0'");
+        let found = cluster.node_exec(&volumes.node, &["sh", "-c", &read]).await?;
+        ensure!(found == format!("written to {name}"), "{path} has {found:?}");
+    }
+    let settings = guest.run(&show("settings")).await?;
+    ensure!(
+        settings.contains("the first greeting") && settings.contains("==> a-file.with-a-longer-name <==\nkept"),
+        "{settings}"
+    );
+    let password = guest.run(&show("password")).await?;
+    ensure!(password.contains("the first password"), "{password}");
+    Ok(())
+}
+
+async fn in_use(cluster: &Cluster) -> Result<()> {
+    let mut vm = small_vm(NAMESPACE, "second");
+    vm["spec"]["disks"] =
+        json!([{"name": "made", "persistentVolumeClaim": {"claimName": "files", "path": "/data.img"}}]);
+    cluster.apply(&vm).await?;
+    cluster
+        .until(&cluster.vms(NAMESPACE), "second", "refused its disk", |vm| {
+            condition(vm, "Ready").is_some_and(|(_, _, message)| {
+                message.contains("DiskUnavailable") && message.contains("in use by another process")
+            })
+        })
+        .await?;
+    cluster.kubectl(&["delete", "vm", "-n", NAMESPACE, "second"]).await?;
+    Ok(())
+}
+
+/// Waits until the node shows this text as a file of a volume of the VM's pod.
+async fn until_on_node(cluster: &Cluster, node: &str, kind: &str, file: &str, text: &str) -> Result<()> {
+    let pod = cluster.pods(NAMESPACE).get(VM).await?;
+    let uid = pod.metadata.uid.context("the pod has no uid")?;
+    let look = format!(
+        "grep -rqF '{text}' /var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~{kind}/*/..data/{file} && echo yes || true"
+    );
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    // The kubelet says nowhere when it has written it.
+    while cluster.node_exec(node, &["sh", "-c", &look]).await?.trim() != "yes" {
+        if tokio::time::Instant::now() > deadline {
+            bail!("the node does not show {text:?} in {kind} {file}");
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    }
+    Ok(())
+}
+
+const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+
+async fn changed_contents(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Result<()> {
+    cluster.apply(&config_map("the second greeting")).await?;
+    cluster.apply(&secret("the second password")).await?;
+    until_on_node(cluster, &volumes.node, "configmap", "greeting", "the second greeting").await?;
+    until_on_node(cluster, &volumes.node, "secret", "password", "the second password").await?;
+    let guest = Guest::connect(NAMESPACE, VM, key).await?;
+    let settings = guest.run(&show("settings")).await?;
+    ensure!(
+        settings.contains("the first greeting"),
+        "it changed under a running guest: {settings}"
+    );
+    let before = guest.run(BOOT_ID).await?;
+    // The connection may end before the command does.
+    let _ = guest.run("sudo systemctl reboot").await;
+    drop(guest);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let guest = loop {
+        let guest = Guest::connect(NAMESPACE, VM, key).await?;
+        if guest.run(BOOT_ID).await.is_ok_and(|now| now != before) {
+            break guest;
+        }
+        ensure!(tokio::time::Instant::now() < deadline, "the guest does not reboot");
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    };
+    let settings = guest.run(&show("settings")).await?;
+    ensure!(
+        settings.contains("the second greeting") && settings.contains("kept"),
+        "{settings}"
+    );
+    let password = guest.run(&show("password")).await?;
+    ensure!(password.contains("the second password"), "{password}");
+    let status = cluster
+        .kubectl(&["exec", "-n", NAMESPACE, VM, "--", "/node-shim", "control", "status"])
+        .await?;
+    ensure!(
+        status.contains("\"resets\":1"),
+        "the VM was restarted, not its guest: {status}"
+    );
+    Ok(())
+}
+
+async fn restarted(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Result<()> {
+    let old = cluster.pods(NAMESPACE).get(VM).await?.metadata.uid;
+    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let patch = json!({"spec": {"restartedAt": now}}).to_string();
+    cluster
+        .kubectl(&["patch", "vm", "-n", NAMESPACE, VM, "--type=merge", "-p", &patch])
+        .await?;
+    cluster
+        .until(&cluster.pods(NAMESPACE), VM, "another pod that is ready", |pod| {
+            pod["metadata"]["uid"].as_str() != old.as_deref() && has_condition(pod, "Ready", "True")
+        })
+        .await?;
+    let guest = Guest::connect(NAMESPACE, VM, key).await?;
+    for (name, expected) in [
+        ("made", "written to made"),
+        ("device", "written to device"),
+        ("empty", ""),
+    ] {
+        let read = format!("sudo dd if=/dev/disk/by-id/virtio-{name} bs=512 skip=9 count=1 status=none | tr -d '\\0'");
+        let found = guest.run(&read).await?;
+        ensure!(found == expected, "disk {name} has {found:?}");
+    }
+    let owner = cluster
+        .node_exec(
+            &volumes.node,
+            &["stat", "-c", "%g", &format!("{DIRECTORY}/files/data.img")],
+        )
+        .await?;
+    ensure!(owner.trim() == "65532", "the claim's file is of group {owner}");
+    Ok(())
+}
