@@ -7,7 +7,7 @@ mod probe;
 mod size;
 
 use crds::{
-    Quantity, RunPolicy, VirtualMachine,
+    Quantity, VirtualMachine,
     boot::{self, Boot},
     cloud_init::{CloudInit, DEFAULT_NETWORK_DATA_KEY, DEFAULT_USER_DATA_KEY, MAX_INLINE_BYTES, SecretKeyReference},
     conditions::Reason,
