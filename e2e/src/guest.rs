@@ -1,4 +1,4 @@
-//! Commands inside the Debian guest: SSH through `kubectl port-forward`, as a user without any other way in would do it.
+//! Commands inside a guest: SSH through `kubectl port-forward`, as a user without any other way in would do it, or Tandem's agent.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,7 +7,16 @@ use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::cluster::PATIENCE;
+use crate::cluster::{Cluster, PATIENCE};
+
+/// What `control guest` in the VM's pod answers to this verb.
+///
+/// # Errors
+/// When it fails, with what it said.
+pub async fn ask_agent(cluster: &Cluster, namespace: &str, vm: &str, verb: &[&str]) -> Result<String> {
+    let command = ["exec", "-n", namespace, vm, "--", "/node-shim", "control", "guest"];
+    cluster.kubectl(&[&command[..], verb].concat()).await
+}
 
 /// A key pair of this run.
 pub struct SshKey {

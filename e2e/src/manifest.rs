@@ -47,6 +47,23 @@ pub fn debian_vm(namespace: &str, name: &str, user_data: &str) -> Value {
     vm
 }
 
+/// Debian's files without its services: a shell loads what the agent needs and starts that. It is up in a fraction of the whole guest's time.
+/// Disks come after these two, the root file system and the agent's.
+pub fn bare_debian_vm(namespace: &str, name: &str) -> Value {
+    // `-r`, because the initrd's scripts would take the word `ro` for theirs. The shell stays, and is who waits for orphans.
+    let start = "modprobe vmw_vsock_virtio_transport; mount -r LABEL=TANDEM-AGENT /mnt; while :; do /mnt/tandem-guest-agent; sleep 1; done";
+    let mut vm = small_vm(namespace, name);
+    let spec = &mut vm["spec"];
+    spec["boot"]["kernel"]["commandLine"] =
+        json!(format!("console=ttyS0 root=/dev/vda rw init=/bin/sh -- -c \"{start}\""));
+    spec["disks"] = json!([
+        {"name": "root", "image": {"image": GUEST_IMAGE, "path": "/disk/disk.img"}},
+        {"name": "agent", "readOnly": true, "image": {"image": GUEST_AGENT_IMAGE}},
+    ]);
+    spec["readinessProbe"] = json!({"guestAgentPing": {}, "periodSeconds": 2, "timeoutSeconds": 10});
+    vm
+}
+
 /// A container pod that a `restricted` namespace admits.
 pub fn pod(namespace: &str, name: &str, node_selector: &Value, command: &[&str]) -> Value {
     json!({

@@ -1,9 +1,9 @@
-//! Each source of a disk, as a Debian guest has it: contents written to claims, and contents of a `ConfigMap` and a Secret that change.
+//! Each source of a disk, as a guest has it: contents written to claims, and contents of a `ConfigMap` and a Secret that change.
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::cluster::{Cluster, PATIENCE, condition, has_condition};
-use e2e::guest::{Guest, SshKey};
-use e2e::manifest::{debian_vm, small_vm};
+use e2e::guest::ask_agent;
+use e2e::manifest::{bare_debian_vm, small_vm};
 use e2e::runner::Runner;
 use serde_json::{Value, json};
 
@@ -18,15 +18,12 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
     runner
         .case("a VM whose claim is missing says so", claim_missing(cluster))
         .await;
-    let directory = std::env::temp_dir().join(format!("tandem-e2e-disks-{}", std::process::id()));
-    tokio::fs::create_dir_all(&directory).await?;
-    let key = SshKey::generate(&directory).await?;
     let node = cluster.kvm_node().await?;
     let volumes = Volumes::make(cluster, &node).await?;
     runner
         .case(
-            "a Debian guest has a disk of each source",
-            each_source(cluster, &volumes, &key),
+            "a guest has a disk of each source",
+            each_source(cluster, &volumes),
         )
         .await;
     runner
@@ -38,13 +35,13 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
     runner
         .case(
             "a changed ConfigMap and a changed Secret are seen after a reboot",
-            changed_contents(cluster, &volumes, &key),
+            changed_contents(cluster, &volumes),
         )
         .await;
     runner
         .case(
             "what was written to claims is there after a restart of the VM",
-            restarted(cluster, &volumes, &key),
+            restarted(cluster, &volumes),
         )
         .await;
     cluster
@@ -53,9 +50,7 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
     cluster
         .kubectl(&["delete", "namespace", NAMESPACE, "--timeout", "5m"])
         .await?;
-    volumes.remove(cluster).await?;
-    tokio::fs::remove_dir_all(&directory).await?;
-    Ok(())
+    volumes.remove(cluster).await
 }
 
 /// Local volumes on a node, one with a file system and one that is a block device.
@@ -166,30 +161,31 @@ async fn claim_missing(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Runs a shell command in the guest, and returns what it printed.
+async fn run(cluster: &Cluster, command: &str) -> Result<String> {
+    let printed = ask_agent(cluster, NAMESPACE, VM, &["exec", "--", "sh", "-c", command]).await?;
+    Ok(printed.trim().to_owned())
+}
+
 /// Mounts a file system by its label, read-only, and prints its files.
 fn show(label: &str) -> String {
     format!(
-        "sudo mkdir -p /mnt/{label} && {{ mountpoint -q /mnt/{label} || sudo mount -o ro LABEL={label} /mnt/{label}; }} && \
-         sudo sh -c 'cd /mnt/{label} && head -v *'"
+        "mkdir -p /media/{label} && {{ mountpoint -q /media/{label} || mount -o ro LABEL={label} /media/{label}; }} && \
+         cd /media/{label} && head -v *"
     )
 }
 
-async fn each_source(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Result<()> {
+async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     cluster.apply(&config_map("the first greeting")).await?;
     cluster.apply(&secret("the first password")).await?;
-    let user_data = format!(
-        "#cloud-config\nusers:\n- name: tandem\n  shell: /bin/bash\n  sudo: ALL=(ALL) NOPASSWD:ALL\n  ssh_authorized_keys: [\"{}\"]\n",
-        key.public
-    );
-    let mut vm = debian_vm(NAMESPACE, VM, &user_data);
-    let root = vm["spec"]["disks"][0].clone();
-    vm["spec"]["disks"] = json!([
-        root,
-        {"name": "made", "cache": "None", "persistentVolumeClaim": {"claimName": "files", "path": "/data.img", "size": "64Mi"}},
-        {"name": "device", "discard": "Ignore", "io": "Threads", "persistentVolumeClaim": {"claimName": "device", "volumeMode": "Block"}},
-        {"name": "empty", "emptyDisk": {"size": "32Mi"}},
-        {"name": "settings", "configMap": {"name": "settings"}},
-        {"name": "password", "secret": {"secretName": "password"}},
+    let mut vm = bare_debian_vm(NAMESPACE, VM);
+    let disks = vm["spec"]["disks"].as_array_mut().context("the VM has disks")?;
+    disks.extend([
+        json!({"name": "made", "cache": "None", "persistentVolumeClaim": {"claimName": "files", "path": "/data.img", "size": "64Mi"}}),
+        json!({"name": "device", "discard": "Ignore", "io": "Threads", "persistentVolumeClaim": {"claimName": "device", "volumeMode": "Block"}}),
+        json!({"name": "empty", "emptyDisk": {"size": "32Mi"}}),
+        json!({"name": "settings", "configMap": {"name": "settings"}}),
+        json!({"name": "password", "secret": {"secretName": "password"}}),
     ]);
     cluster.apply(&vm).await?;
     cluster
@@ -197,14 +193,13 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Resu
             has_condition(vm, "Ready", "True") && has_condition(vm, "DisksReady", "True")
         })
         .await?;
-    let guest = Guest::connect(NAMESPACE, VM, key).await?;
     for (name, mib) in [("made", 64), ("device", 16), ("empty", 32)] {
         let disk = format!("/dev/disk/by-id/virtio-{name}");
         let write = format!(
-            "sudo blockdev --getsize64 {disk}; printf 'written to {name}' | sudo dd of={disk} bs=512 seek=9 conv=sync,fsync status=none; \
-             sudo dd if={disk} bs=512 skip=9 count=1 iflag=direct status=none | tr -d '\\0'"
+            "blockdev --getsize64 {disk}; printf 'written to {name}' | dd of={disk} bs=512 seek=9 conv=sync,fsync status=none; \
+             dd if={disk} bs=512 skip=9 count=1 iflag=direct status=none | tr -d '\\0'"
         );
-        let said = guest.run(&write).await?;
+        let said = run(cluster, &write).await?;
         ensure!(
             said == format!("{}\nwritten to {name}", mib * MIB),
             "disk {name}: {said}"
@@ -218,12 +213,12 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Resu
         let found = cluster.node_exec(&volumes.node, &["sh", "-c", &read]).await?;
         ensure!(found == format!("written to {name}"), "{path} has {found:?}");
     }
-    let settings = guest.run(&show("settings")).await?;
+    let settings = run(cluster, &show("settings")).await?;
     ensure!(
         settings.contains("the first greeting") && settings.contains("==> a-file.with-a-longer-name <==\nkept"),
         "{settings}"
     );
-    let password = guest.run(&show("password")).await?;
+    let password = run(cluster, &show("password")).await?;
     ensure!(password.contains("the first password"), "{password}");
     Ok(())
 }
@@ -264,36 +259,30 @@ async fn until_on_node(cluster: &Cluster, node: &str, kind: &str, file: &str, te
 
 const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
-async fn changed_contents(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Result<()> {
+async fn changed_contents(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     cluster.apply(&config_map("the second greeting")).await?;
     cluster.apply(&secret("the second password")).await?;
     until_on_node(cluster, &volumes.node, "configmap", "greeting", "the second greeting").await?;
     until_on_node(cluster, &volumes.node, "secret", "password", "the second password").await?;
-    let guest = Guest::connect(NAMESPACE, VM, key).await?;
-    let settings = guest.run(&show("settings")).await?;
+    let settings = run(cluster, &show("settings")).await?;
     ensure!(
         settings.contains("the first greeting"),
         "it changed under a running guest: {settings}"
     );
-    let before = guest.run(BOOT_ID).await?;
-    // The connection may end before the command does.
-    let _ = guest.run("sudo systemctl reboot").await;
-    drop(guest);
+    let before = run(cluster, BOOT_ID).await?;
+    // The answer is lost with the guest.
+    let _ = run(cluster, "reboot -ff").await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    let guest = loop {
-        let guest = Guest::connect(NAMESPACE, VM, key).await?;
-        if guest.run(BOOT_ID).await.is_ok_and(|now| now != before) {
-            break guest;
-        }
+    while !run(cluster, BOOT_ID).await.is_ok_and(|now| now != before) {
         ensure!(tokio::time::Instant::now() < deadline, "the guest does not reboot");
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    };
-    let settings = guest.run(&show("settings")).await?;
+    }
+    let settings = run(cluster, &show("settings")).await?;
     ensure!(
         settings.contains("the second greeting") && settings.contains("kept"),
         "{settings}"
     );
-    let password = guest.run(&show("password")).await?;
+    let password = run(cluster, &show("password")).await?;
     ensure!(password.contains("the second password"), "{password}");
     let status = cluster
         .kubectl(&["exec", "-n", NAMESPACE, VM, "--", "/node-shim", "control", "status"])
@@ -305,7 +294,7 @@ async fn changed_contents(cluster: &Cluster, volumes: &Volumes, key: &SshKey) ->
     Ok(())
 }
 
-async fn restarted(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Result<()> {
+async fn restarted(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     let old = cluster.pods(NAMESPACE).get(VM).await?.metadata.uid;
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let patch = json!({"spec": {"restartedAt": now}}).to_string();
@@ -317,14 +306,13 @@ async fn restarted(cluster: &Cluster, volumes: &Volumes, key: &SshKey) -> Result
             pod["metadata"]["uid"].as_str() != old.as_deref() && has_condition(pod, "Ready", "True")
         })
         .await?;
-    let guest = Guest::connect(NAMESPACE, VM, key).await?;
     for (name, expected) in [
         ("made", "written to made"),
         ("device", "written to device"),
         ("empty", ""),
     ] {
-        let read = format!("sudo dd if=/dev/disk/by-id/virtio-{name} bs=512 skip=9 count=1 status=none | tr -d '\\0'");
-        let found = guest.run(&read).await?;
+        let read = format!("dd if=/dev/disk/by-id/virtio-{name} bs=512 skip=9 count=1 status=none | tr -d '\\0'");
+        let found = run(cluster, &read).await?;
         ensure!(found == expected, "disk {name} has {found:?}");
     }
     let owner = cluster

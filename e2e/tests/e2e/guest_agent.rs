@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, has_condition};
+use e2e::guest::ask_agent;
 use e2e::manifest::{GUEST_AGENT_IMAGE, debian_vm, small_vm};
 use e2e::runner::Runner;
 use serde_json::{Value, json};
@@ -161,7 +162,5 @@ async fn without(cluster: &Cluster) -> Result<()> {
 
 /// `control guest` in the VM's pod.
 async fn agent(cluster: &Cluster, verb: &[&str]) -> Result<String> {
-    let mut command = vec!["exec", "-n", NAMESPACE, VM, "--", "/node-shim", "control", "guest"];
-    command.extend(verb);
-    cluster.kubectl(&command).await
+    ask_agent(cluster, NAMESPACE, VM, verb).await
 }
