@@ -1,6 +1,6 @@
 //! The kind `VirtualMachineSet`: a number of VMs that are alike.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::{apis::meta::v1::Condition, util::intstr::IntOrString};
 use kube::{CustomResource, KubeSchema};
@@ -68,6 +68,10 @@ pub struct VirtualMachineSetSpec {
     /// How VMs are replaced when the template changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_strategy: Option<UpdateStrategy>,
+    /// Seconds for which a VM has been ready before the next one is replaced; 0 if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 86400))]
+    pub min_ready_seconds: Option<i32>,
     /// The VMs are called `<set>-0`, `<set>-1` and so on, and one that is replaced gets its name back; if it is left out, they have names of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stable_names: Option<bool>,
@@ -148,6 +152,9 @@ pub struct VirtualMachineSetStatus {
     pub replicas: i32,
     /// VMs that are ready.
     pub ready_replicas: i32,
+    /// VMs that have been ready for `minReadySeconds`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_replicas: Option<i32>,
     /// VMs that are of the present template.
     pub updated_replicas: i32,
     /// The selector as text, for the scale subresource.
@@ -180,6 +187,11 @@ impl VirtualMachineSetSpec {
     /// VMs that there should be.
     pub fn replicas(&self) -> i32 {
         self.replicas.unwrap_or(1)
+    }
+
+    /// For how long a VM has been ready before it counts as available.
+    pub fn min_ready(&self) -> Duration {
+        Duration::from_secs(u64::try_from(self.min_ready_seconds.unwrap_or(0)).unwrap_or(0))
     }
 
     /// Whether VMs get their names back.

@@ -41,6 +41,11 @@ fn vm_of(object: &impl ResourceExt) -> Option<ObjectRef<Guarded>> {
     Some(ObjectRef::new(name).within(namespace))
 }
 
+/// Nobody asks who wrote what, and it is most of what would be kept of an object.
+pub(crate) fn forget_managed_fields(object: &mut impl ResourceExt) {
+    object.managed_fields_mut().clear();
+}
+
 /// The VMs for which a predicate holds.
 fn vms_where(vms: &Store<Guarded>, holds: impl Fn(&VirtualMachine) -> bool) -> Vec<ObjectRef<Guarded>> {
     let found = vms.state().into_iter().filter(|vm| vm.0.as_ref().is_ok_and(&holds));
@@ -73,6 +78,7 @@ fn watch_others(
     let (pods, pod_writer) = reflector::store();
     let of_pods = watcher(Api::<Pod>::all(client.clone()), made_here.clone())
         .default_backoff()
+        .modify(forget_managed_fields)
         .reflect(pod_writer)
         .touched_objects()
         .filter_map(async |pod| vm_of(&pod.ok()?));
@@ -129,6 +135,7 @@ pub(crate) async fn run(
     let (vm_store, vm_writer) = reflector::store();
     let vm_stream = watcher(vms, watcher::Config::default())
         .default_backoff()
+        .modify(forget_managed_fields)
         .reflect(vm_writer)
         // Not by Store::wait_until_ready: it wakes one waiter only, and the controller is one.
         .inspect_ok(move |event| {

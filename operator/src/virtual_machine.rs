@@ -65,7 +65,7 @@ pub(crate) type Guarded = DeserializeGuard<VirtualMachine>;
 
 /// Look again after this, even if nothing seems to happen.
 const RESYNC: Duration = Duration::from_mins(10);
-/// Look again after this at a pod that should start.
+/// Look again after this at a pod that should start, or later at one that should have long ago.
 const STARTING_PERIOD: Duration = Duration::from_secs(10);
 /// Ask again after this for a size or a budget that the API server did not admit.
 const REJECTED_PERIOD: Duration = Duration::from_mins(1);
@@ -333,7 +333,9 @@ fn next_look(decision: Decision, applied: &Applied, observed: &Observed) -> Dura
         Decision::Create => Duration::from_secs(1),
         Decision::Keep => match pod.map(|pod| &pod.phase) {
             Some(Phase::Unscheduled { message: None }) if is_young(observed) => Duration::from_secs(1),
-            Some(Phase::Starting { .. }) => STARTING_PERIOD,
+            Some(Phase::Starting { .. }) => {
+                pod.map_or(STARTING_PERIOD, |pod| starting_period(pod.created, observed.now))
+            }
             Some(Phase::Unscheduled { .. } | Phase::Running { .. } | Phase::Ended(_) | Phase::Unknown) | None => RESYNC,
         },
         Decision::Wait(WaitCause::Backoff { until }) => seconds_until(until.as_second() + 1),
@@ -352,6 +354,12 @@ fn next_look(decision: Decision, applied: &Applied, observed: &Observed) -> Dura
             Applied::Nothing | Applied::Created | Applied::Deleted | Applied::Rejected { .. } => RESYNC,
         },
     }
+}
+
+/// A pod's events are asked for at each look, so what has not started for an hour is not looked at as often as what has not for a minute.
+fn starting_period(created: Timestamp, now: Timestamp) -> Duration {
+    let age = Duration::try_from(now.duration_since(created)).unwrap_or_default();
+    (age / 6).clamp(STARTING_PERIOD, RESYNC)
 }
 
 /// When to look again at a budget that no watch tells of.

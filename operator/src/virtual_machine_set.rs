@@ -7,6 +7,7 @@ mod claims;
 pub(crate) mod controller;
 mod member;
 mod plan;
+mod set_member;
 mod status;
 
 #[cfg(test)]
@@ -30,8 +31,11 @@ use kube::{
 };
 use thiserror::Error;
 
-use self::{claim_work::ClaimWork, plan::Plan};
-use crate::virtual_machine::Guarded;
+use self::{
+    claim_work::ClaimWork,
+    plan::{Plan, Readiness},
+    set_member::GuardedMember,
+};
 
 /// A set as the watch delivers it: one that cannot be read must not keep the others from being seen.
 pub(crate) type GuardedSet = DeserializeGuard<VirtualMachineSet>;
@@ -49,7 +53,7 @@ const MAX_WRITES: usize = 50;
 pub(crate) struct SetContext {
     client: Client,
     /// The VMs of all sets, from the watch.
-    members: Store<Guarded>,
+    members: Store<GuardedMember>,
     /// What is to be known of the claims of all sets, from the watch.
     claims: Store<PartialObjectMeta<PersistentVolumeClaim>>,
     /// Whether each of the two has been listed once.
@@ -95,7 +99,8 @@ async fn reconcile(object: Arc<GuardedSet>, context: Arc<SetContext>) -> Result<
         return Ok(Action::requeue(OUTDATED_PERIOD));
     }
     let objects = members(set, &context);
-    let members: Vec<plan::Member> = objects.iter().map(|vm| member::read(vm)).collect();
+    let (min_ready, now) = (set.spec.min_ready(), jiff::Timestamp::now());
+    let members: Vec<plan::Member> = objects.iter().map(|vm| member::read(vm, min_ready, now)).collect();
     let wanted = member::wanted(set);
     let plan = plan::plan(&wanted, &members);
     let mut claims = ClaimWork::of(set, &wanted, &objects, &members, &context);
@@ -109,19 +114,27 @@ async fn reconcile(object: Arc<GuardedSet>, context: Arc<SetContext>) -> Result<
         &context,
     )
     .await?;
-    let now = jiff::Timestamp::now();
     let new = status::compute(set, &wanted, &members, &plan, &applied, now);
     write_status(set, new, &context).await?;
     Ok(Action::requeue(match (&applied.rejected, applied.outdated) {
         (Some(_), _) => REJECTED_PERIOD,
         (None, true) => OUTDATED_PERIOD,
         (None, false) if plan.create.len() + plan.delete.len() > MAX_WRITES => OUTDATED_PERIOD,
-        (None, false) => RESYNC,
+        (None, false) => next_available(&members).unwrap_or(RESYNC),
     }))
 }
 
+/// When the next VM will have been ready for long enough: no watch says so.
+fn next_available(members: &[plan::Member]) -> Option<Duration> {
+    let waits = members.iter().filter_map(|member| match member.readiness {
+        Readiness::Ready { available_in } => Some(available_in),
+        Readiness::NotReady | Readiness::Available => None,
+    });
+    waits.min()
+}
+
 /// The VMs that belong to a set.
-fn members(set: &VirtualMachineSet, context: &SetContext) -> Vec<Arc<Guarded>> {
+fn members(set: &VirtualMachineSet, context: &SetContext) -> Vec<Arc<GuardedMember>> {
     let all = context.members.state().into_iter();
     all.filter(|vm| {
         let owner = vm
@@ -138,7 +151,7 @@ fn members(set: &VirtualMachineSet, context: &SetContext) -> Vec<Arc<Guarded>> {
 async fn apply(
     set: &VirtualMachineSet,
     plan: &Plan,
-    objects: &[Arc<Guarded>],
+    objects: &[Arc<GuardedMember>],
     revision: &str,
     applied: &mut Applied,
     context: &SetContext,

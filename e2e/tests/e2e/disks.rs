@@ -21,10 +21,7 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
     let node = cluster.kvm_node().await?;
     let volumes = Volumes::make(cluster, &node).await?;
     runner
-        .case(
-            "a guest has a disk of each source",
-            each_source(cluster, &volumes),
-        )
+        .case("a guest has a disk of each source", each_source(cluster, &volumes))
         .await;
     runner
         .case(
@@ -162,7 +159,7 @@ async fn claim_missing(cluster: &Cluster) -> Result<()> {
 }
 
 /// Runs a shell command in the guest, and returns what it printed.
-async fn run(cluster: &Cluster, command: &str) -> Result<String> {
+async fn in_guest(cluster: &Cluster, command: &str) -> Result<String> {
     let printed = ask_agent(cluster, NAMESPACE, VM, &["exec", "--", "sh", "-c", command]).await?;
     Ok(printed.trim().to_owned())
 }
@@ -199,7 +196,7 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
             "blockdev --getsize64 {disk}; printf 'written to {name}' | dd of={disk} bs=512 seek=9 conv=sync,fsync status=none; \
              dd if={disk} bs=512 skip=9 count=1 iflag=direct status=none | tr -d '\\0'"
         );
-        let said = run(cluster, &write).await?;
+        let said = in_guest(cluster, &write).await?;
         ensure!(
             said == format!("{}\nwritten to {name}", mib * MIB),
             "disk {name}: {said}"
@@ -213,12 +210,12 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
         let found = cluster.node_exec(&volumes.node, &["sh", "-c", &read]).await?;
         ensure!(found == format!("written to {name}"), "{path} has {found:?}");
     }
-    let settings = run(cluster, &show("settings")).await?;
+    let settings = in_guest(cluster, &show("settings")).await?;
     ensure!(
         settings.contains("the first greeting") && settings.contains("==> a-file.with-a-longer-name <==\nkept"),
         "{settings}"
     );
-    let password = run(cluster, &show("password")).await?;
+    let password = in_guest(cluster, &show("password")).await?;
     ensure!(password.contains("the first password"), "{password}");
     Ok(())
 }
@@ -264,25 +261,25 @@ async fn changed_contents(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     cluster.apply(&secret("the second password")).await?;
     until_on_node(cluster, &volumes.node, "configmap", "greeting", "the second greeting").await?;
     until_on_node(cluster, &volumes.node, "secret", "password", "the second password").await?;
-    let settings = run(cluster, &show("settings")).await?;
+    let settings = in_guest(cluster, &show("settings")).await?;
     ensure!(
         settings.contains("the first greeting"),
         "it changed under a running guest: {settings}"
     );
-    let before = run(cluster, BOOT_ID).await?;
+    let before = in_guest(cluster, BOOT_ID).await?;
     // The answer is lost with the guest.
-    let _ = run(cluster, "reboot -ff").await;
+    let _ = in_guest(cluster, "reboot -ff").await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !run(cluster, BOOT_ID).await.is_ok_and(|now| now != before) {
+    while !in_guest(cluster, BOOT_ID).await.is_ok_and(|now| now != before) {
         ensure!(tokio::time::Instant::now() < deadline, "the guest does not reboot");
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     }
-    let settings = run(cluster, &show("settings")).await?;
+    let settings = in_guest(cluster, &show("settings")).await?;
     ensure!(
         settings.contains("the second greeting") && settings.contains("kept"),
         "{settings}"
     );
-    let password = run(cluster, &show("password")).await?;
+    let password = in_guest(cluster, &show("password")).await?;
     ensure!(password.contains("the second password"), "{password}");
     let status = cluster
         .kubectl(&["exec", "-n", NAMESPACE, VM, "--", "/node-shim", "control", "status"])
@@ -312,7 +309,7 @@ async fn restarted(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
         ("empty", ""),
     ] {
         let read = format!("dd if=/dev/disk/by-id/virtio-{name} bs=512 skip=9 count=1 status=none | tr -d '\\0'");
-        let found = run(cluster, &read).await?;
+        let found = in_guest(cluster, &read).await?;
         ensure!(found == expected, "disk {name} has {found:?}");
     }
     let owner = cluster

@@ -17,6 +17,7 @@ mod guest_status;
 mod health;
 mod identity;
 mod kvm;
+mod pace;
 mod packet;
 mod plugin_link;
 mod report;

@@ -18,9 +18,10 @@ use super::{
     Applied, MAX_WRITES, SetContext, SetError,
     claims::{self, Found, HandOver, Owner, Present},
     plan::{self, Member, Naming, Plan},
-    post_parameters, write_error,
+    post_parameters,
+    set_member::GuardedMember,
+    write_error,
 };
-use crate::virtual_machine::Guarded;
 
 const WHAT: &str = "PersistentVolumeClaim";
 
@@ -47,7 +48,7 @@ impl<'a> ClaimWork<'a> {
     pub(super) fn of(
         set: &'a VirtualMachineSet,
         wanted: &plan::Wanted,
-        vms: &'a [Arc<Guarded>],
+        vms: &'a [Arc<GuardedMember>],
         members: &[Member],
         context: &SetContext,
     ) -> Self {
@@ -58,7 +59,7 @@ impl<'a> ClaimWork<'a> {
         let wanted = claims::wanted(set, names);
         let present = vms.iter().zip(members).filter_map(|(vm, member)| {
             let (name, uid) = (vm.meta().name.as_deref()?, vm.meta().uid.as_deref()?);
-            let ready = member.ready;
+            let ready = member.is_ready();
             Some((name, Present { uid, ready }))
         });
         let present = present.collect();

@@ -24,14 +24,15 @@ use kube::{
 };
 use tokio::sync::watch;
 
-use super::{GuardedSet, SetContext, SetError, member::SET_LABEL, reconcile};
-use crate::virtual_machine::Guarded;
+use crate::controller::forget_managed_fields;
+
+use super::{GuardedSet, SetContext, SetError, member::SET_LABEL, reconcile, set_member::GuardedMember};
 
 /// Delay before a failed reconciliation is tried again.
 const FAILURE_PERIOD: Duration = Duration::from_secs(10);
 
 /// The set that a VM belongs to.
-fn set_of(vm: &Guarded) -> Option<ObjectRef<GuardedSet>> {
+fn set_of(vm: &GuardedMember) -> Option<ObjectRef<GuardedSet>> {
     let namespace = vm.namespace()?;
     let owner = vm
         .meta()
@@ -70,11 +71,12 @@ fn listed<K>() -> (Arc<AtomicBool>, impl FnMut(&watcher::Event<K>)) {
 
 /// Runs the controller until `stopped` says so; what is under way is finished first.
 pub(crate) async fn run(client: Client, concurrency: u16, mut stopped: watch::Receiver<bool>) {
-    let vms: Api<Guarded> = Api::all(client.clone());
+    let vms: Api<GuardedMember> = Api::all(client.clone());
     let (members, writer) = reflector::store();
     let (vms_listed, note) = listed();
     let vm_stream = watcher(vms, watcher::Config::default().labels(SET_LABEL))
         .default_backoff()
+        .modify(forget_managed_fields)
         .reflect(writer)
         .inspect_ok(note)
         .touched_objects()
@@ -84,8 +86,7 @@ pub(crate) async fn run(client: Client, concurrency: u16, mut stopped: watch::Re
     let (claims_listed, note) = listed();
     let claim_stream = watcher(claims, watcher::Config::default().labels(SET_LABEL))
         .default_backoff()
-        // Nobody asks for them, and they are most of what is kept of a claim.
-        .modify(|claim| claim.managed_fields_mut().clear())
+        .modify(forget_managed_fields)
         .reflect(writer)
         .inspect_ok(note)
         .touched_objects()

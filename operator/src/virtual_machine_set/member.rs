@@ -1,18 +1,18 @@
 //! Pure: what a VM of a set is, and what one says of itself.
 
-use crds::{
-    VirtualMachine, VirtualMachineSet,
-    conditions::{ConditionType, find},
-    virtual_machine_set::UpdateKind,
-};
+use std::time::Duration;
+
+use crds::{VirtualMachine, VirtualMachineSet, virtual_machine_set::UpdateKind};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt, api::ObjectMeta};
 
 use super::{
     claims,
-    plan::{Member, Naming, Replacement, Wanted},
+    plan::{Member, Naming, Readiness, Replacement, Wanted},
+    set_member::{GuardedMember, SetMember},
 };
-use crate::{digest, virtual_machine::Guarded};
+use crate::digest;
 
 /// Label of a VM that holds its set's name.
 pub(crate) const SET_LABEL: &str = "tandem.dev/vm-set";
@@ -122,17 +122,22 @@ pub(super) fn vm(set: &VirtualMachineSet, name: &str, revision: &str) -> Virtual
 }
 
 /// What a VM says of itself. One that cannot be read is not ready.
-pub(super) fn read(vm: &Guarded) -> Member {
-    let ready = |vm: &VirtualMachine| {
-        let status = vm.status.as_ref()?;
-        let ready = find(&status.conditions, ConditionType::Ready)?;
-        Some(ready.status == "True" && ready.observed_generation == vm.metadata.generation)
-    };
+pub(super) fn read(vm: &GuardedMember, min_ready: Duration, now: Timestamp) -> Member {
     let deleted = vm.meta().deletion_timestamp.is_some();
+    let ready_since = vm.0.as_ref().ok().filter(|_| !deleted).and_then(SetMember::ready_since);
     Member {
         name: vm.name_any(),
         revision: vm.labels().get(REVISION_LABEL).cloned().unwrap_or_default(),
-        ready: !deleted && vm.0.as_ref().ok().and_then(ready).unwrap_or(false),
+        readiness: ready_since.map_or(Readiness::NotReady, |since| readiness(since, min_ready, now)),
         deleted,
+    }
+}
+
+fn readiness(since: Timestamp, min_ready: Duration, now: Timestamp) -> Readiness {
+    // Clocks differ: what became ready in the future did so now.
+    let ready_for = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    match min_ready.checked_sub(ready_for) {
+        None | Some(Duration::ZERO) => Readiness::Available,
+        Some(available_in) => Readiness::Ready { available_in },
     }
 }

@@ -1,16 +1,19 @@
 //! Pure: which VMs of a set are made and which are deleted next.
 //!
 //! ```text
-//!  VMs of an old template ──► not ready: deleted at once
-//!                        └──► ready: deleted while enough others are ready (maxUnavailable)
+//!  VMs of an old template ──► not available: deleted at once
+//!                        └──► available: deleted while enough others are (maxUnavailable)
 //!  missing VMs ─────────────► made while there are not too many (maxSurge)
-//!  VMs too many ────────────► deleted: those that are not ready first, then old ones
+//!  VMs too many ────────────► deleted: those that are not available first, then old ones
 //! ```
 //!
 //! Every name follows from the set, its revision and a number. So two operators, or one with an outdated view, try to make the same VMs, and the API server refuses
 //! the second of each: there are never more VMs than were planned.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use sha2::{Digest, Sha256};
 
@@ -54,8 +57,32 @@ pub(crate) enum Replacement {
 pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) revision: String,
-    pub(crate) ready: bool,
+    pub(crate) readiness: Readiness,
     pub(crate) deleted: bool,
+}
+
+/// What a VM can be counted on for. One that is being deleted is not ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    NotReady,
+    /// Ready, but not for as long as the set's `minReadySeconds` say.
+    Ready {
+        available_in: Duration,
+    },
+    Available,
+}
+
+impl Member {
+    pub(crate) fn is_ready(&self) -> bool {
+        match self.readiness {
+            Readiness::NotReady => false,
+            Readiness::Ready { .. } | Readiness::Available => true,
+        }
+    }
+
+    pub(crate) fn is_available(&self) -> bool {
+        self.readiness == Readiness::Available
+    }
 }
 
 /// What to do next.
@@ -86,11 +113,17 @@ fn limits(wanted: &Wanted) -> (usize, usize) {
 }
 
 fn own_names(wanted: &Wanted, members: &[Member]) -> Plan {
-    let (surge, least_ready) = limits(wanted);
+    let (surge, least_available) = limits(wanted);
     let mut living: Vec<&Member> = members.iter().filter(|member| !member.deleted).collect();
     let is_old = |member: &Member| member.revision != wanted.revision;
     // What is given up first comes first.
-    living.sort_by_key(|member| (member.ready, !is_old(member), std::cmp::Reverse(member.name.clone())));
+    living.sort_by_key(|member| {
+        (
+            member.is_available(),
+            !is_old(member),
+            std::cmp::Reverse(member.name.clone()),
+        )
+    });
     let old = living.iter().filter(|member| is_old(member)).count();
     let most = wanted.replicas + if old > 0 { surge } else { 0 };
     let mut deleted: Vec<&Member> = living.iter().take(living.len().saturating_sub(most)).copied().collect();
@@ -98,14 +131,14 @@ fn own_names(wanted: &Wanted, members: &[Member]) -> Plan {
         let rest = &living[deleted.len()..];
         let mut spare = rest
             .iter()
-            .filter(|member| member.ready)
+            .filter(|member| member.is_available())
             .count()
-            .saturating_sub(least_ready);
+            .saturating_sub(least_available);
         for member in rest.iter().filter(|member| is_old(member)) {
-            if member.ready && spare == 0 {
+            if member.is_available() && spare == 0 {
                 continue;
             }
-            spare -= usize::from(member.ready);
+            spare -= usize::from(member.is_available());
             deleted.push(member);
         }
     }
@@ -127,7 +160,7 @@ fn own_names(wanted: &Wanted, members: &[Member]) -> Plan {
 }
 
 fn stable_names(wanted: &Wanted, members: &[Member]) -> Plan {
-    let (_, least_ready) = limits(wanted);
+    let (_, least_available) = limits(wanted);
     let names = stable(wanted);
     let present: BTreeMap<&str, &Member> = members.iter().map(|member| (member.name.as_str(), member)).collect();
     let living = |name: &String| present.get(name.as_str()).filter(|member| !member.deleted);
@@ -146,15 +179,15 @@ fn stable_names(wanted: &Wanted, members: &[Member]) -> Plan {
     }
     let mut spare = kept
         .iter()
-        .filter(|member| member.ready)
+        .filter(|member| member.is_available())
         .count()
-        .saturating_sub(least_ready);
+        .saturating_sub(least_available);
     // The last ones first, as in a StatefulSet.
     for member in kept.iter().rev().filter(|member| member.revision != wanted.revision) {
-        if member.ready && spare == 0 {
+        if member.is_available() && spare == 0 {
             continue;
         }
-        spare -= usize::from(member.ready);
+        spare -= usize::from(member.is_available());
         plan.delete.push(member.name.clone());
     }
     plan

@@ -24,11 +24,12 @@ pub(super) fn compute(
         i32::try_from(members.iter().filter(|member| counts(member)).count()).unwrap_or(i32::MAX)
     };
     let replicas = count(&|member| !member.deleted);
-    let ready_replicas = count(&|member| member.ready);
+    let ready_replicas = count(&Member::is_ready);
+    let available_replicas = count(&Member::is_available);
     let updated_replicas = count(&|member| !member.deleted && member.revision == wanted.revision);
     let complete = *plan == Plan::default()
         && applied.rejected.is_none()
-        && [replicas, ready_replicas, updated_replicas]
+        && [replicas, available_replicas, updated_replicas]
             .iter()
             .all(|number| usize::try_from(*number) == Ok(wanted.replicas));
     let (reason, message) = match &applied.rejected {
@@ -37,8 +38,13 @@ pub(super) fn compute(
         None => {
             let waits = applied.waits.as_ref().map(|waits| format!("; {waits}"));
             let message = format!(
-                "{ready_replicas} of {} VMs are ready, {updated_replicas} are of the present template{}",
+                "{ready_replicas} of {} VMs are ready{}, {updated_replicas} are of the present template{}",
                 wanted.replicas,
+                if available_replicas < ready_replicas {
+                    format!(", {available_replicas} of them for minReadySeconds")
+                } else {
+                    String::new()
+                },
                 waits.unwrap_or_default()
             );
             (Reason::Scaling, message)
@@ -73,6 +79,7 @@ pub(super) fn compute(
         observed_generation: set.metadata.generation,
         replicas,
         ready_replicas,
+        available_replicas: Some(available_replicas),
         updated_replicas,
         selector: Some(selector.join(",")),
         revision: Some(wanted.revision.clone()),

@@ -1,5 +1,7 @@
 //! What a set makes of its template, and what its status says.
 
+use std::time::Duration;
+
 use crds::{
     VirtualMachineSet,
     conditions::{ConditionType, find},
@@ -13,7 +15,7 @@ use super::{
     Applied,
     claims::{self, Found, Owner, Present},
     member,
-    plan::{Plan, Replacement, plan},
+    plan::{Plan, Readiness, Replacement, plan},
     status,
 };
 
@@ -187,7 +189,7 @@ fn the_status_counts_and_sums_up() {
         .map(|name| super::plan::Member {
             name: name.clone(),
             revision: wanted.revision.clone(),
-            ready: true,
+            readiness: Readiness::Available,
             deleted: false,
         })
         .collect();
@@ -211,4 +213,30 @@ fn the_status_counts_and_sums_up() {
     assert!(!holds(&under_way, ConditionType::Ready) && holds(&under_way, ConditionType::Reconciling));
     let stalled = status::compute(&set, &wanted, fewer, &plan(&wanted, fewer), &rejected, now);
     assert!(holds(&stalled, ConditionType::Stalled) && !holds(&stalled, ConditionType::Reconciling));
+}
+
+#[test]
+fn a_member_is_available_when_it_was_ready_for_long_enough() {
+    let ready_at = |second: i64, generation: i64| {
+        let since = jiff::Timestamp::from_second(second).expect("a time");
+        let member = json!({
+            "metadata": { "name": "web-0", "generation": 2 },
+            "status": { "conditions": [
+                { "type": "Ready", "status": "True", "reason": "Ready", "message": "", "lastTransitionTime": since, "observedGeneration": generation },
+            ], "phase": ["what a later version may write"] },
+        });
+        kube::core::DeserializeGuard(Ok(serde_json::from_value(member).expect("a member")))
+    };
+    let now = jiff::Timestamp::from_second(100).expect("a time");
+    let readiness = |since, generation, min_ready| {
+        member::read(&ready_at(since, generation), Duration::from_secs(min_ready), now).readiness
+    };
+    let in_seconds = |seconds| Readiness::Ready {
+        available_in: Duration::from_secs(seconds),
+    };
+    assert_eq!(readiness(100, 2, 0), Readiness::Available);
+    assert_eq!(readiness(80, 2, 30), in_seconds(10));
+    assert_eq!(readiness(70, 2, 30), Readiness::Available);
+    assert_eq!(readiness(130, 2, 30), in_seconds(30), "a clock that goes wrong");
+    assert_eq!(readiness(70, 1, 30), Readiness::NotReady, "of an older spec");
 }

@@ -11,8 +11,10 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::identity::{self, PodName};
+use super::pace::Pace;
 use super::packet::Connection;
 use super::session::{Services, Session};
 use crate::event_loop;
@@ -84,14 +86,18 @@ impl DeviceSocket {
     /// Serves for ever.
     pub(super) async fn serve(self) -> Result<(), DeviceSocketError> {
         let mut current: Option<Current> = None;
+        // Each connection is worth a question to the kubelet.
+        let mut pace = Pace::new(Instant::now());
+        let mut turn = Instant::now();
         loop {
             let accepted = tokio::select! {
-                accepted = self.accept() => accepted?,
+                accepted = self.accept_after(turn) => accepted?,
                 () = ended(&mut current) => {
                     current = None;
                     continue;
                 }
             };
+            turn = pace.next(Instant::now());
             if let Some(live) = &mut current
                 && !self.is_over(live).await
             {
@@ -120,6 +126,11 @@ impl DeviceSocket {
             Ok(pod) => pod != *caller,
             Err(_) => false,
         }
+    }
+
+    async fn accept_after(&self, turn: Instant) -> Result<Connection, DeviceSocketError> {
+        tokio::time::sleep_until(turn).await;
+        self.accept().await
     }
 
     async fn accept(&self) -> Result<Connection, DeviceSocketError> {

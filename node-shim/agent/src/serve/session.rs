@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::identity::{self, PodName};
 use super::kvm;
+use super::pace::Pace;
 use super::packet::{self, Connection, Received};
 use super::report::{self, ConnectionId, PodId, Report, What};
 use crate::network::{self, GuestInterface, PodNamespace};
@@ -343,48 +344,5 @@ async fn next_size(sizes: &mut watch::Receiver<Option<Resize>>) -> Resize {
         if let Some(resize) = *sizes.borrow_and_update() {
             return resize;
         }
-    }
-}
-
-/// How often a peer is listened to: [`Pace::BURST`] packets at once, then one in each [`Pace::INTERVAL`]. Pure.
-struct Pace {
-    /// When a peer that had always kept to the interval would have its next turn.
-    turn: Instant,
-}
-
-impl Pace {
-    const BURST: u32 = 20;
-    const INTERVAL: Duration = Duration::from_millis(500);
-
-    fn new(now: Instant) -> Self {
-        Self { turn: now }
-    }
-
-    /// When the next packet may be read.
-    fn next(&mut self, now: Instant) -> Instant {
-        self.turn = self.turn.max(now) + Self::INTERVAL;
-        let ahead = self
-            .turn
-            .duration_since(now)
-            .saturating_sub(Self::BURST * Self::INTERVAL);
-        now + ahead
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_burst_is_taken_at_once_and_then_one_packet_in_an_interval() {
-        let start = Instant::now();
-        let mut pace = Pace::new(start);
-        for _ in 0..Pace::BURST {
-            assert_eq!(pace.next(start), start);
-        }
-        assert_eq!(pace.next(start), start + Pace::INTERVAL);
-        assert_eq!(pace.next(start + Pace::INTERVAL), start + 2 * Pace::INTERVAL);
-        let later = start + Duration::from_mins(1);
-        assert_eq!(pace.next(later), later);
     }
 }

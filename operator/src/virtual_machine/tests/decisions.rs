@@ -276,3 +276,14 @@ fn a_deleted_vm_is_left_to_the_garbage_collector() {
         assert_eq!(decide(&facts), Decision::Leave);
     }
 }
+
+#[test]
+fn a_pod_that_does_not_start_is_looked_at_more_and_more_seldom() {
+    let after = |seconds: i64| crate::virtual_machine::starting_period(at(0), at(seconds)).as_secs();
+    assert_eq!([0, 60, 120, 3600, 86400].map(after), [10, 10, 20, 600, 600]);
+    assert_eq!(
+        crate::virtual_machine::starting_period(at(60), at(0)).as_secs(),
+        10,
+        "a clock that goes wrong"
+    );
+}

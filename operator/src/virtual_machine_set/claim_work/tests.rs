@@ -1,12 +1,13 @@
 //! What is done about claims that the API server does not admit, by an API server that says so.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use axum::{
     Router,
     http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
     response::IntoResponse,
 };
+use jiff::Timestamp;
 use kube::{
     Client, Config,
     core::DeserializeGuard,
@@ -15,7 +16,11 @@ use kube::{
 use serde_json::Value;
 
 use super::*;
-use crate::virtual_machine_set::{member, tests::with_claims};
+use crate::virtual_machine_set::{
+    member,
+    set_member::{SetMember, Status},
+    tests::with_claims,
+};
 
 /// web-0 and web-3 are refused, web-1's claim is that of another set, web-2's and web-4's are as they should be.
 async fn answer(method: Method, uri: Uri, body: String) -> impl IntoResponse + use<> {
@@ -59,7 +64,8 @@ async fn what_is_refused_is_said_and_keeps_nothing_else_from_being_done() {
     for name in ["web-3", "web-4"] {
         let mut vm = member::vm(&set, name, &wanted.revision);
         vm.metadata.uid = Some(name.to_owned());
-        vms.push(Arc::new(DeserializeGuard(Ok(vm))));
+        let (metadata, status) = (vm.metadata, Status::default());
+        vms.push(Arc::new(DeserializeGuard(Ok(SetMember { metadata, status }))));
         let claim = claims::claim(&set, &set.spec.volume_claim_templates[0], name, &Owner::Nobody);
         let claim = serde_json::to_value(claim).and_then(serde_json::from_value);
         writer.apply_watcher_event(&Event::Apply(claim.expect("metadata of a claim")));
@@ -70,7 +76,10 @@ async fn what_is_refused_is_said_and_keeps_nothing_else_from_being_done() {
         claims,
         listed: [Arc::default(), Arc::default()],
     };
-    let members: Vec<Member> = vms.iter().map(|vm| member::read(vm)).collect();
+    let members: Vec<Member> = vms
+        .iter()
+        .map(|vm| member::read(vm, Duration::ZERO, Timestamp::UNIX_EPOCH))
+        .collect();
     let plan = plan::plan(&wanted, &members);
     let mut work = ClaimWork::of(&set, &wanted, &vms, &members, &context);
     let applied = work.apply().await.expect("no failure");

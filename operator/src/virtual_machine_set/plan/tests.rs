@@ -4,6 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// In a set that asks for some seconds.
+const READY_SINCE_NOW: Readiness = Readiness::Ready {
+    available_in: Duration::from_secs(5),
+};
+
 fn wanted(replicas: usize, revision: &str, naming: Naming, replacement: Replacement) -> Wanted {
     Wanted {
         name: "web".to_owned(),
@@ -22,7 +27,7 @@ const fn rolling(max_surge: usize, max_unavailable: usize) -> Replacement {
     }
 }
 
-/// Members from `name:revision`, with `!` for one that is not ready and `x` for one that is being deleted.
+/// Members from `name:revision`, with `!` for one that is not ready, `~` for one that is not for long enough, and `x` for one that is being deleted.
 fn members(text: &str) -> Vec<Member> {
     text.split_whitespace()
         .map(|word| {
@@ -30,7 +35,11 @@ fn members(text: &str) -> Vec<Member> {
             Member {
                 name: name.to_owned(),
                 revision: rest[..1].to_owned(),
-                ready: !rest.contains('!') && !rest.contains('x'),
+                readiness: match rest.chars().nth(1) {
+                    None => Readiness::Available,
+                    Some('~') => READY_SINCE_NOW,
+                    Some(_) => Readiness::NotReady,
+                },
                 deleted: rest.contains('x'),
             }
         })
@@ -77,6 +86,14 @@ fn sets_without_stable_names() {
             "",
         ),
         ("and waits for the new one", 3, rolling(0, 1), "p:a q:a s:b!", 0, ""),
+        (
+            "also where that is not ready for long enough",
+            3,
+            rolling(0, 1),
+            "p:a q:a s:b~",
+            0,
+            "",
+        ),
         ("also with one too many", 3, rolling(1, 0), "p:a q:a r:a s:b!", 0, ""),
         ("before it goes on", 3, rolling(1, 0), "p:a q:a r:a s:b", 1, "r"),
         (
@@ -222,14 +239,14 @@ fn reconcile(set: &Wanted, present: &mut Vec<Member>) -> Plan {
             .expect("only members are deleted");
         assert!(!member.deleted, "deleted twice");
         member.deleted = true;
-        member.ready = false;
+        member.readiness = Readiness::NotReady;
     }
     for name in &plan.create {
         assert!(present.iter().all(|member| member.name != *name), "{name} is taken");
         present.push(Member {
             name: name.clone(),
             revision: set.revision.clone(),
-            ready: false,
+            readiness: Readiness::NotReady,
             deleted: false,
         });
     }
@@ -257,22 +274,26 @@ proptest! {
                 }
                 Happening::Ready(index) => if let Some(member) = present.get_mut(*index) {
                     let member: &mut Member = member;
-                    member.ready = !member.deleted;
+                    member.readiness = match member.readiness {
+                        Readiness::NotReady if member.deleted => Readiness::NotReady,
+                        Readiness::NotReady => READY_SINCE_NOW,
+                        Readiness::Ready { .. } | Readiness::Available => Readiness::Available,
+                    };
                 },
-                Happening::Fails(index) => if let Some(member) = present.get_mut(*index) { member.ready = false; },
+                Happening::Fails(index) => if let Some(member) = present.get_mut(*index) { member.readiness = Readiness::NotReady; },
                 Happening::Gone => present.retain(|member| !member.deleted),
                 Happening::Reconcile => {
                     // With stable names those beyond the last number go, ready or not.
                     let names: Vec<String> = (0..set.replicas).map(|number| format!("web-{number}")).collect();
                     let counts = |present: &[Member]| {
-                        present.iter().filter(|member| member.ready && (!stable || names.contains(&member.name))).count()
+                        present.iter().filter(|member| member.is_available() && (!stable || names.contains(&member.name))).count()
                     };
-                    let ready = counts(&present);
+                    let available = counts(&present);
                     reconcile(&set, &mut present);
                     let left = counts(&present);
                     let living = present.iter().filter(|member| !member.deleted).count();
                     // What a roll gives up is never more than it may; what a smaller set gives up is not a loss.
-                    prop_assert!(left >= ready.min(set.replicas.saturating_sub(unavailable)), "{set:?} {present:?}");
+                    prop_assert!(left >= available.min(set.replicas.saturating_sub(unavailable)), "{set:?} {present:?}");
                     prop_assert!(living <= set.replicas + surge, "{set:?} {present:?}");
                 }
             }
@@ -280,12 +301,12 @@ proptest! {
         for _ in 0..40 {
             present.retain(|member| !member.deleted);
             for member in &mut present {
-                member.ready = true;
+                member.readiness = Readiness::Available;
             }
             reconcile(&set, &mut present);
         }
         prop_assert_eq!(present.len(), set.replicas);
-        prop_assert!(present.iter().all(|member| member.revision == set.revision && member.ready));
+        prop_assert!(present.iter().all(|member| member.revision == set.revision && member.is_available()));
         prop_assert_eq!(reconcile(&set, &mut present), Plan::default());
     }
 }
