@@ -141,16 +141,17 @@ fn set() -> Value {
             "stableNames": true,
             "selector": {"matchLabels": {"app": SET}},
             "updateStrategy": {"maxUnavailable": 1},
+            "minReadySeconds": 2,
             "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"storageClassName": "", "resources": {"requests": {"storage": "16Mi"}}}}],
             "template": {"metadata": {"labels": {"app": SET}}, "spec": spec},
         },
     })
 }
 
-/// Waits until the set has so many VMs, all of them ready and of the present template.
+/// Waits until the set has so many VMs, all of them of the present template and ready for long enough.
 async fn complete(cluster: &Cluster, replicas: usize) -> Result<Value> {
     let what = format!("complete with {replicas} VMs");
-    let is = |set: &Value| has_condition(set, "Ready", "True") && set["status"]["readyReplicas"] == replicas;
+    let is = |set: &Value| has_condition(set, "Ready", "True") && set["status"]["availableReplicas"] == replicas;
     cluster.until(&sets(cluster), SET, &what, is).await
 }
 
