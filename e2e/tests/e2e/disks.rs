@@ -12,6 +12,7 @@ const VM: &str = "disks";
 /// Where the volumes are on the node.
 const DIRECTORY: &str = "/var/lib/tandem-e2e-disks";
 const MIB: u64 = 1 << 20;
+const IGNITION: &str = r#"{"ignition":{"version":"3.4.0"}}"#;
 
 pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
     cluster.restricted_namespace(NAMESPACE).await?;
@@ -184,6 +185,7 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
         json!({"name": "settings", "configMap": {"name": "settings"}}),
         json!({"name": "password", "secret": {"secretName": "password"}}),
     ]);
+    vm["spec"]["ignition"] = json!({"config": IGNITION});
     cluster.apply(&vm).await?;
     cluster
         .until(&cluster.vms(NAMESPACE), VM, "ready", |vm| {
@@ -217,6 +219,11 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     );
     let password = in_guest(cluster, &show("password")).await?;
     ensure!(password.contains("the first password"), "{password}");
+    let seed = in_guest(cluster, &show("cidata")).await?;
+    ensure!(
+        seed.contains(&format!("==> user-data <==\n{IGNITION}")),
+        "Ignition would read {seed}"
+    );
     Ok(())
 }
 
