@@ -219,7 +219,7 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     );
     let password = in_guest(cluster, &show("password")).await?;
     ensure!(password.contains("the first password"), "{password}");
-    let seed = in_guest(cluster, &show("cidata")).await?;
+    let seed = in_guest(cluster, &show("CIDATA")).await?;
     ensure!(
         seed.contains(&format!("==> user-data <==\n{IGNITION}")),
         "Ignition would read {seed}"
