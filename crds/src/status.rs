@@ -85,7 +85,14 @@ pub struct PendingChange {
     pub field: String,
     /// What it waits for.
     pub waits_for: WaitsFor,
+    /// What the API server says against it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
 }
+
+/// Most characters of what the API server says against a change.
+pub const MAX_PENDING_MESSAGE: usize = 1024;
 
 /// What a changed field waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -94,6 +101,8 @@ pub enum WaitsFor {
     Restart,
     /// Node and guest, which are being resized: the condition `Resizing` says how far they are.
     Resize,
+    /// The API server, which does not admit it; it is tried again.
+    Admission,
 }
 
 /// What the guest in one pod should have.

@@ -189,7 +189,9 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
         }),
         Applied::Nothing | Applied::Created | Applied::Deleted | Applied::Outdated => None,
     };
-    let refused = live.as_ref().is_some_and(|live| live.rejected.is_some());
+    let refused = live
+        .as_ref()
+        .is_some_and(|live| live.rejected.is_some() || live.metadata_rejected.is_some());
     let wait = if refused {
         REJECTED_PERIOD
     } else {
@@ -218,9 +220,10 @@ async fn apply_live(
         && let Ok(desired) = desired::pod::pod(valid, &context.settings.shim_image)
         && let Some(patch) = live::metadata_patch(pod, &desired)
     {
-        let changed = apply::change_metadata(pod, &patch, context).await?;
-        if changed != apply::Changed::Done {
-            return Ok(changed);
+        match apply::change_metadata(pod, &patch, context).await? {
+            apply::Changed::Done => {}
+            apply::Changed::Gone => return Ok(apply::Changed::Gone),
+            apply::Changed::Rejected(message) => live.metadata_rejected = Some(message),
         }
     }
     match live.step {

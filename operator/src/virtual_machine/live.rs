@@ -23,6 +23,8 @@ pub(crate) struct Live {
     pub(crate) target: Option<Target>,
     /// What the API server said when it did not admit the pod's new size.
     pub(crate) rejected: Option<String>,
+    /// What it said when it did not admit the pod's new labels or annotations.
+    pub(crate) metadata_rejected: Option<String>,
 }
 
 /// How far a resize is.
@@ -71,6 +73,7 @@ impl Live {
             step,
             target,
             rejected: None,
+            metadata_rejected: None,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use crds::{
     conditions::{Claim, ConditionStatus, ConditionType, Reason},
-    status::{MAX_PENDING_CHANGES, PendingChange, WaitsFor},
+    status::{MAX_PENDING_CHANGES, MAX_PENDING_MESSAGE, PendingChange, WaitsFor},
 };
 
 use crate::virtual_machine::{
@@ -17,7 +17,13 @@ pub(super) fn changes(live: Option<&Live>) -> Vec<PendingChange> {
     let change = |field: &String, waits_for| PendingChange {
         field: format!("spec.{field}"),
         waits_for,
+        message: None,
     };
+    let refused = live.metadata_rejected.iter().map(|message| PendingChange {
+        field: "spec.podMetadata".to_owned(),
+        waits_for: WaitsFor::Admission,
+        message: Some(message.chars().take(MAX_PENDING_MESSAGE).collect()),
+    });
     let resize: &[String] = match live.progress() {
         Progress::Settled | Progress::Impossible => &[],
         Progress::UnderWay => &live.changes.by_resize,
@@ -26,6 +32,7 @@ pub(super) fn changes(live: Option<&Live>) -> Vec<PendingChange> {
     let mut changes: Vec<PendingChange> = restart(live)
         .map(|field| change(field, WaitsFor::Restart))
         .chain(waiting)
+        .chain(refused)
         .collect();
     changes.truncate(MAX_PENDING_CHANGES);
     changes

@@ -16,6 +16,7 @@ use crate::virtual_machine::{
     changes::{self, Changes, Running},
     desired::{self, resources::GuestSize},
     eviction::Protection,
+    lifecycle::Decision,
     live::{Live, metadata_patch},
     pod_state::PodState,
     resize::Step,
@@ -380,6 +381,32 @@ fn labels_are_changed_on_the_pod_that_runs() {
         memory_bytes: GIB,
     };
     assert!(!changes::decide(&running, &valid(&after), held).pod_metadata);
+}
+
+#[test]
+fn labels_that_the_api_server_does_not_admit_are_named_with_what_it_says() {
+    let vm = edited("/podMetadata/labels", &json!({ "team": "none" }));
+    let pod = bound(pod(&with_spec(&before()), &running(true)));
+    let state = PodState::read(&vm, Some(&pod));
+    let mut live = Live::of(&vm, &valid(&vm), &state, Some(&pod)).expect("it runs");
+    live.metadata_rejected = Some("denied by policy teams".to_owned());
+    let status = status::compute(&status::Input {
+        vm: &vm,
+        verdict: Verdict::Done(Decision::Keep, Applied::Nothing),
+        pod: &state,
+        protection: &Protection::NotAsked,
+        history: &History::default(),
+        trouble: None,
+        live: Some(&live),
+        now: at(10),
+    });
+    let [change] = &status.pending_changes[..] else {
+        panic!("{:?}", status.pending_changes)
+    };
+    assert_eq!(
+        (change.field.as_str(), change.waits_for, change.message.as_deref()),
+        ("spec.podMetadata", WaitsFor::Admission, Some("denied by policy teams"))
+    );
 }
 
 proptest! {
