@@ -156,17 +156,18 @@ pub(crate) async fn run(
         controller: "tandem-operator".to_owned(),
         instance: arguments.identity.clone(),
     };
+    let recorder = Recorder::new(client.clone(), reporter);
     let context = Arc::new(Context::new(
-        client.clone(),
+        client,
         Settings {
             shim_image: arguments.shim_image.clone(),
         },
         stores,
-        Recorder::new(client, reporter),
+        recorder.clone(),
         health.metrics.clone(),
     ));
     let vms = controller.run(reconcile, error_policy, context).for_each(|_| ready(()));
-    let sets = virtual_machine_set::controller::run(sets_client, arguments.concurrency, sets_stopped);
+    let sets = virtual_machine_set::controller::run(sets_client, recorder, arguments.concurrency, sets_stopped);
     tokio::join!(vms, sets);
     Ok(())
 }
