@@ -228,10 +228,10 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     Ok(())
 }
 
-/// Runs Ignition's stages as the initrd of Fedora CoreOS and Flatcar does on Proxmox VE: it finds the seed by itself.
+/// Runs Ignition's stages as the initrd of an image for Proxmox VE does. It finds the seed by itself.
 async fn ignited(cluster: &Cluster) -> Result<()> {
     let run = "mkdir -p /media/ignition && mount -o ro LABEL=IGNITION /media/ignition && \
-               for stage in fetch-offline fetch files; do \
+               for stage in fetch-offline files; do \
                /media/ignition/ignition -platform proxmoxve -stage $stage -root / -log-to-stdout >/run/ignition.log 2>&1 || \
                { cat /run/ignition.log; exit 1; }; done";
     in_guest(cluster, run).await?;

@@ -31,7 +31,10 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
             )
             .await;
         runner
-            .case("a VM waits for huge pages that the node has not", huge_pages_missing(cluster))
+            .case(
+                "a VM waits for huge pages that the node has not",
+                huge_pages_missing(cluster),
+            )
             .await;
     } else {
         println!("  node {node} has reserved no huge pages: no case of them");
