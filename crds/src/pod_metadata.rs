@@ -21,6 +21,8 @@ pub struct PodMetadata {
     #[schemars(schema_with = "annotations")]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('tandem.dev/'))")
         .message("annotations tandem.dev/* belong to Tandem: leave them out"))]
+    #[x_kube(validation = Rule::new("!('k8s.v1.cni.cncf.io/networks' in self)")
+        .message("the annotation k8s.v1.cni.cncf.io/networks follows from spec.interfaces: write multus.networkName there instead"))]
     pub annotations: BTreeMap<String, String>,
 }
 

@@ -57,7 +57,7 @@ pub struct VirtualMachineStatus {
     #[serde(default, rename = "podIPs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4), inner(length(max = 45)))]
     pub pod_ips: Vec<String>,
-    /// MAC address of the guest's first interface.
+    /// MAC address of the guest's first interface; not with a bridge, where the network decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 17))]
     pub mac_address: Option<String>,

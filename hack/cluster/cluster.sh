@@ -3,9 +3,9 @@
 
 cluster_inputs() { # what a running cluster was made from: when this changes, it is made anew
   echo "$1 $emulated_cpus $emulated_memory $emulated_huge_pages"
-  cat "$components"/.{kubernetes,etcd,containerd,runc,cni}
+  cat "$components"/.{kubernetes,etcd,containerd,runc,cni,multus}
   cat "$hack"/cluster/{settings,netns,pki,supervise,control-plane-init,node-config,node-daemons,native-node-init,emulated-node-init}.sh \
-    "$hack"/cluster/{audit-policy,coredns}.yaml
+    "$hack"/cluster/{audit-policy,coredns,multus}.yaml
 }
 
 start_cluster() { # start_cluster native|emulated: all that is not running; needs collect_archives
@@ -60,6 +60,8 @@ have_cluster() { # have_cluster native|emulated: one that is Ready; what an earl
 wait_for_cluster() {
   wait_for 120 "API server" api_ready || complain control-plane "the API server is not ready; see $logs/kube-apiserver.log"
   step "API server is ready on 127.0.0.1:$(cat "$state/port")"
+  # Without it no pod gets a network.
+  kubectl apply --server-side -f "$hack/cluster/multus.yaml" >/dev/null || complain control-plane "Multus' rights cannot be applied"
   kubectl apply --server-side -f "$hack/cluster/coredns.yaml" >/dev/null || complain control-plane "DNS cannot be applied"
   local node
   for node in "$native_node" "$kvm_node"; do

@@ -33,7 +33,7 @@ emulated_inputs() { # what the base disk's content depends on
   local kernel=$1
   shift
   echo "$kernel" $emulated_disk_size "${emulated_packages[@]}"
-  cat "$components"/.{kubernetes,containerd,runc,cni} "$hack"/cluster/emulated-{root,disk}.sh
+  cat "$components"/.{kubernetes,containerd,runc,cni,multus} "$hack"/cluster/emulated-{root,disk}.sh
   digests "$@"
 }
 

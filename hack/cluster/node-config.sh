@@ -5,11 +5,12 @@
 write_node_config() { # write_node_config NODE native|emulated DIRECTORY
   local node=$1 kind=$2 directory=$3
   mkdir -p "$directory/pki" "$directory/cni" "$directory/ssh"
-  cp "$pki"/ca.crt "$pki/$node".{crt,key} "$pki"/kube-proxy.{crt,key} "$directory/pki/"
+  cp "$pki"/ca.crt "$pki/$node".{crt,key} "$pki"/{kube-proxy,multus}.{crt,key} "$directory/pki/"
   write_kubeconfig "$node" "https://$control_plane_ip:6443" /run/node/pki "$directory/kubelet.kubeconfig"
   write_kubeconfig kube-proxy "https://$control_plane_ip:6443" /run/node/pki "$directory/kube-proxy.kubeconfig"
+  write_kubeconfig multus "https://$control_plane_ip:6443" /run/node/pki "$directory/multus.kubeconfig"
   node_environment "$node" >"$directory/environment"
-  node_bridge "$node" >"$directory/cni/10-bridge.conflist"
+  node_multus "$node" >"$directory/cni/10-multus.conf"
   node_masquerade >"$directory/masquerade.nft"
   node_containerd "$kind" >"$directory/containerd.toml"
   node_kubelet "$node" "$kind" >"$directory/kubelet.yaml"
@@ -28,6 +29,13 @@ gateway=$control_plane_ip
 other_pods=$(node_pods "$other")
 other_node=$(node_ip "$other")
 dns=$dns_ip
+CONFIG
+}
+
+node_multus() { # every pod is on the network of node_bridge, and on those that its annotation names
+  cat <<CONFIG
+{"cniVersion": "1.0.0", "name": "multus", "type": "multus", "capabilities": {"portMappings": true}, "cniDir": "/run/multus",
+ "kubeconfig": "/run/node/multus.kubeconfig", "delegates": [$(node_bridge "$1")]}
 CONFIG
 }
 

@@ -58,6 +58,7 @@ make_pki() {
   certificate kubelet-client /O=system:masters/CN=kube-apiserver clientAuth
   certificate admin /O=system:masters/CN=admin clientAuth
   for name in kube-controller-manager kube-scheduler kube-proxy; do certificate "$name" "/CN=system:$name" clientAuth; done
+  certificate multus /CN=multus clientAuth
   for name in kube-controller-manager kube-scheduler; do
     write_kubeconfig "$name" "https://$control_plane_ip:6443" "$pki" "$pki/$name.kubeconfig"
   done

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use node_shim_fuzz::{assert_honest, guest};
+use node_shim_fuzz::{assert_honest_of, bridged_guest, guest};
 use node_shim_virtio::net::responder::{HEAD_BYTES, MAX_INSPECTED_BYTES, Protocol, Responder, Verdict};
 
 const PROTOCOLS: [Protocol; 5] = [
@@ -15,15 +15,17 @@ const PROTOCOLS: [Protocol; 5] = [
 
 fuzz_target!(|frame: &[u8]| {
     let frame = &frame[..frame.len().min(MAX_INSPECTED_BYTES)];
-    let responder = Responder::new(guest());
-    let verdict = responder.judge(&frame[..frame.len().min(HEAD_BYTES)]);
-    if let Verdict::Forward(_) = verdict {
-        assert_honest(frame);
-    }
-    for protocol in PROTOCOLS {
-        if let Some(reply) = responder.answer(protocol, frame) {
-            assert!(reply.len() <= 14 + usize::from(guest().mtu), "{} bytes", reply.len());
-            assert_eq!(reply[6..12], guest().gateway_mac.0);
+    for guest in [guest(), bridged_guest()] {
+        let responder = Responder::new(guest.clone());
+        let verdict = responder.judge(&frame[..frame.len().min(HEAD_BYTES)]);
+        if let Verdict::Forward(_) = verdict {
+            assert_honest_of(&guest, frame);
+        }
+        for protocol in PROTOCOLS {
+            if let Some(reply) = responder.answer(protocol, frame) {
+                assert!(reply.len() <= 14 + usize::from(guest.mtu), "{} bytes", reply.len());
+                assert_eq!(reply[6..12], guest.gateway_mac.0);
+            }
         }
     }
 });

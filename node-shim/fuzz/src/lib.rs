@@ -9,11 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
+use node_shim_protocol::config::Route;
 use node_shim_virtio::block::Format;
 use node_shim_virtio::block::format;
 use node_shim_virtio::block::storage::Access;
 use node_shim_virtio::device::{Event, Memory, VirtioDevice};
-use node_shim_virtio::net::responder::GuestIpv6;
+use node_shim_virtio::net::responder::{GuestIpv4, GuestIpv6, Network};
 use node_shim_virtio::net::{GuestIdentity, MacAddress};
 use node_shim_virtio::testing::driver::put;
 use node_shim_virtio::testing::{Descriptor, DriverQueue, activate, guest_memory};
@@ -287,15 +288,22 @@ fn start(device: &mut dyn VirtioDevice, memory: &Arc<Memory>, features: u64, que
 pub fn guest() -> GuestIdentity {
     GuestIdentity {
         mac: MacAddress([2, 0, 0, 0, 0, 2]),
-        address: Ipv4Addr::new(10, 0, 2, 2),
-        prefix_length: 24,
-        gateway: Ipv4Addr::new(10, 0, 2, 1),
+        network: Network::Private,
+        ipv4: Some(GuestIpv4 {
+            address: Ipv4Addr::new(10, 0, 2, 2),
+            prefix_length: 24,
+            gateway: Some(Ipv4Addr::new(10, 0, 2, 1)),
+            routes: Vec::new(),
+            server: Ipv4Addr::new(10, 0, 2, 1),
+        }),
         gateway_mac: MacAddress([2, 0, 0, 0, 0, 1]),
         mtu: 1450,
         ipv6: Some(GuestIpv6 {
             address: Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 2),
             prefix_length: 64,
-            gateway: Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 1),
+            gateway: Some(Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 1)),
+            router: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1),
+            router_mac: Some(MacAddress([2, 0, 0, 0, 0, 1])),
         }),
         name_servers: vec![
             Ipv4Addr::new(10, 96, 0, 10).into(),
@@ -310,24 +318,58 @@ pub fn guest() -> GuestIdentity {
     }
 }
 
+/// The same guest on a network of others, with routes beyond its gateway.
+pub fn bridged_guest() -> GuestIdentity {
+    let mut guest = guest();
+    guest.network = Network::Shared;
+    let ipv4 = guest.ipv4.as_mut().expect("IPv4");
+    ipv4.server = Ipv4Addr::new(169, 254, 84, 77);
+    ipv4.routes = vec![Route {
+        destination: Ipv4Addr::UNSPECIFIED,
+        prefix_length: 0,
+        gateway: Some(Ipv4Addr::new(10, 0, 2, 1)),
+    }];
+    let ipv6 = guest.ipv6.as_mut().expect("IPv6");
+    ipv6.gateway = None;
+    ipv6.router_mac = Some(MacAddress([10, 0, 0, 0, 0, 9]));
+    guest
+}
+
 /// A frame that the guest may send: its own MAC, and its own addresses in ARP, IPv4 and IPv6. Written apart from the guard, which it checks.
 ///
 /// # Panics
 /// When it is another one.
 pub fn assert_honest(frame: &[u8]) {
-    let guest = guest();
+    assert_honest_of(&guest(), frame);
+}
+
+/// The same of [`bridged_guest`], which also has link-local addresses, and finds its neighbours itself.
+///
+/// # Panics
+/// When it is another one.
+pub fn assert_honest_of(guest: &GuestIdentity, frame: &[u8]) {
+    let private = guest.network == Network::Private;
+    let own4 = guest.ipv4.as_ref().expect("IPv4").address.octets();
     assert_eq!(frame[6..12], guest.mac.0, "MAC address");
     let packet = &frame[14..];
     match [frame[12], frame[13]] {
-        [0x08, 0x00] => assert_eq!(packet[12..16], guest.address.octets(), "IPv4 source"),
+        [0x08, 0x00] => assert_eq!(packet[12..16], own4, "IPv4 source"),
         [0x86, 0xdd] => {
             let address = guest.ipv6.expect("IPv6").address.octets();
-            assert_eq!(packet[8..24], address, "IPv6 source");
-            // Without extension headers: of neighbour discovery only its own advertisement.
-            if packet[6] == 58 {
+            let link_local = |text: &[u8]| !private && text[..8] == [0xfe, 0x80, 0, 0, 0, 0, 0, 0];
+            let icmp = packet[6] == 58;
+            let nobody = !private && ![6, 17].contains(&packet[6]) && packet[8..24] == [0; 16];
+            let source = &packet[8..24];
+            assert!(source == address || link_local(source) || nobody, "IPv6 source");
+            // Without extension headers: of neighbour discovery only its own advertisement, and on a network of others its questions.
+            if icmp {
                 match packet[40] {
+                    135 if !private => {}
                     133..=135 | 137 => panic!("neighbour discovery of kind {}", packet[40]),
-                    136 => assert_eq!(packet[48..64], address, "advertised address"),
+                    136 => assert!(
+                        packet[48..64] == address || link_local(&packet[48..64]),
+                        "advertised address"
+                    ),
                     _ => {}
                 }
             }
@@ -335,7 +377,7 @@ pub fn assert_honest(frame: &[u8]) {
         [0x08, 0x06] => {
             assert_eq!(packet[8..14], guest.mac.0, "ARP sender");
             assert!(
-                packet[14..18] == guest.address.octets() || packet[14..18] == [0; 4],
+                packet[14..18] == own4 || packet[14..18] == [0; 4],
                 "ARP address"
             );
         }

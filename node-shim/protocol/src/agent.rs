@@ -20,11 +20,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::GuestNetwork;
+use crate::config::{BridgedNetwork, GuestNetwork};
 use crate::control::Failure;
 
-/// Version of this conversation; the agent refuses a shim that speaks another. 2: queues and IPv6. 3: the pod's UID, and resizes.
-pub const VERSION: u32 = 3;
+/// Version of this conversation; the agent refuses a shim that speaks another. 2: queues and IPv6. 3: the pod's UID, and resizes. 4: bindings.
+pub const VERSION: u32 = 4;
+/// The oldest version that `Resume` is taken in: what it says has not changed since, and the VM runs already.
+pub const RESUME_VERSION: u32 = 3;
 /// Largest packet in bytes; a longer one is refused.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
 /// Most interfaces of one VM.
@@ -47,7 +49,7 @@ pub enum Request {
         /// its name before or have it after it.
         #[serde(rename = "podUID")]
         pod_uid: String,
-        /// The masquerade interfaces, for which a tap is wanted.
+        /// The interfaces for which a tap is wanted.
         interfaces: Vec<InterfaceRequest>,
     },
     /// First packet of a VM that the agent's predecessor has already served. No descriptor.
@@ -92,10 +94,27 @@ pub const FAILURE_MAX_BYTES: usize = 512;
 pub struct InterfaceRequest {
     /// Name in the VM's spec.
     pub name: String,
-    /// The guest's MAC address.
+    /// The guest's MAC address; with a bridge the network decides, and the grant says it.
     pub mac: String,
     /// Queues that the tap is to have, 1 to [`MAX_QUEUES`].
     pub queues: u16,
+    /// How the guest is connected.
+    #[serde(default)]
+    pub binding: InterfaceBinding,
+    /// The pod's interface on the network; that of the pod's default route where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_interface: Option<String>,
+}
+
+/// How a guest is connected. Closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum InterfaceBinding {
+    /// Behind the pod's own addresses.
+    #[default]
+    Masquerade,
+    /// On the network itself, as the pod's interface.
+    Bridge,
 }
 
 /// What the agent says.
@@ -139,8 +158,18 @@ pub struct InterfaceGrant {
     pub name: String,
     /// Queues that the tap has: as many descriptors as there are for it.
     pub queues: u16,
-    /// What the guest's DHCP client is told.
-    pub network: GuestNetwork,
+    /// What is on the other side.
+    pub network: GrantedNetwork,
+}
+
+/// What a guest is connected to. Closed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum GrantedNetwork {
+    /// A private network behind the pod's addresses.
+    Masquerade(GuestNetwork),
+    /// The pod's network itself.
+    Bridge(BridgedNetwork),
 }
 
 /// What the guest does.

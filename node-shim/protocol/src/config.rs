@@ -331,6 +331,9 @@ pub struct Interface {
     pub transmit_limit: RateLimit,
     /// How it is connected.
     pub binding: Binding,
+    /// The pod's interface on its network, where the node agent opens the tap; that of the pod's default route where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_interface: Option<String>,
 }
 
 /// How an interface is connected to the pod's network.
@@ -339,6 +342,8 @@ pub struct Interface {
 pub enum Binding {
     /// The guest has a private address behind the pod's own; the node agent opens the tap and makes the NAT.
     Masquerade,
+    /// The guest takes the place of the pod's interface on its network; the node agent opens the tap. Its MAC address is then that interface's.
+    Bridge,
     /// A tap that the caller has made, for use without Kubernetes.
     Tap {
         /// Name of the tap device.
@@ -377,6 +382,65 @@ pub struct GuestNetwork6 {
     pub prefix_length: u8,
     /// The host's end of the tap.
     pub gateway: std::net::Ipv6Addr,
+}
+
+/// What a network gave the pod's interface, and the guest gets in its place. It may send from these addresses and from no others; where there
+/// is none at all, it is configured as any machine there, and only its MAC address is held to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BridgedNetwork {
+    /// The guest's MAC address, `xx:xx:xx:xx:xx:xx`: that of the pod's interface.
+    pub mac: String,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+    /// IPv4, where the interface has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<BridgedIpv4>,
+    /// IPv6, where the interface has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<BridgedIpv6>,
+}
+
+/// Most routes of [`BridgedIpv4::routes`].
+pub const BRIDGED_ROUTES_MAX: usize = 16;
+
+/// What the guest is told by DHCP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BridgedIpv4 {
+    /// The guest's address.
+    pub address: std::net::Ipv4Addr,
+    /// Length of the prefix that is on the link, 1 to 32; 32 where nothing is, as behind a router of its own.
+    pub prefix_length: u8,
+    /// The routes beside that, at most [`BRIDGED_ROUTES_MAX`]; the default route is one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<Route>,
+}
+
+/// A route of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Route {
+    /// Where it leads to.
+    pub destination: std::net::Ipv4Addr,
+    /// Length of that prefix, 0 to 32.
+    pub prefix_length: u8,
+    /// The next router; none where the destination is on the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<std::net::Ipv4Addr>,
+}
+
+/// What the guest is told by router advertisements and DHCPv6.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BridgedIpv6 {
+    /// The guest's address.
+    pub address: std::net::Ipv6Addr,
+    /// Length of the prefix that is on the link, 1 to 128; 128 where nothing is.
+    pub prefix_length: u8,
+    /// MAC address of the default route's router, `xx:xx:xx:xx:xx:xx`, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway_mac: Option<String>,
 }
 
 /// NoCloud seed data.

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use node_shim_protocol::agent::{
-    GuestStatus, InterfaceGrant, InterfaceRequest, Request, Resize, Resized, Response, VERSION,
+    GrantedNetwork, GuestStatus, InterfaceBinding, InterfaceGrant, InterfaceRequest, Request, Resize, Resized, Response,
+    VERSION,
 };
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -235,10 +236,18 @@ fn granted(
             asked.len()
         )));
     }
-    for grant in &response {
+    for (interface, grant) in asked.iter().zip(&response) {
         let field = format!("interface {}", grant.name);
-        crate::config::check_network(&field, &grant.network)
-            .map_err(|error| AgentError::Unusable(error.to_string()))?;
+        let checked = match (interface.binding, &grant.network) {
+            (InterfaceBinding::Masquerade, GrantedNetwork::Masquerade(network)) => {
+                crate::config::check_network(&field, network)
+            }
+            (InterfaceBinding::Bridge, GrantedNetwork::Bridge(network)) => {
+                crate::config::check_bridged(&field, network)
+            }
+            _ => return Err(AgentError::Unusable(format!("{field} has another binding than asked for"))),
+        };
+        checked.map_err(|error| AgentError::Unusable(error.to_string()))?;
     }
     let mut descriptors = descriptors.into_iter();
     let kvm = descriptors

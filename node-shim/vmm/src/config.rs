@@ -12,7 +12,7 @@ use node_shim_protocol::config::{self as protocol, CloudInit, HugePages};
 use node_shim_virtio::rate_limit::{self, Limits};
 
 pub(crate) use self::disk::Disk;
-pub(crate) use self::interface::{Interface, check_mac, check_network};
+pub(crate) use self::interface::{Interface, check_bridged, check_mac, check_network};
 use crate::layout;
 
 mod disk;

@@ -20,8 +20,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use node_shim_protocol::agent::InterfaceRequest;
-use node_shim_protocol::config::Binding;
 use node_shim_protocol::{ExitReason, VmConfig};
 use node_shim_virtio::console::{Console, Port};
 use node_shim_virtio::device::{Memory, VirtioDevice};
@@ -81,7 +79,7 @@ pub(crate) enum VmmError {
     Slots(TooManyFunctions),
     /// An interface without an agent.
     #[error(
-        "interface `{0}` has the masquerade binding, for which the node agent opens a tap; start node-shim with --agent, or use a tap"
+        "interface `{0}` has a binding for which the node agent opens a tap; start node-shim with --agent, or use a tap"
     )]
     NoAgent(String),
     /// The node agent did not help.
@@ -398,18 +396,9 @@ fn host_resources(
     agent: Option<&agent::Address>,
     signals: &Signals,
 ) -> Result<HostResources, VmmError> {
-    let masqueraded: Vec<InterfaceRequest> = config
-        .interfaces
-        .iter()
-        .filter(|interface| matches!(interface.binding, Binding::Masquerade))
-        .map(|interface| InterfaceRequest {
-            name: interface.name.clone(),
-            mac: interface.mac.to_string(),
-            queues: network::pairs(config),
-        })
-        .collect();
+    let wanted = network::requests(config);
     let Some(address) = agent else {
-        if let Some(interface) = masqueraded.first() {
+        if let Some(interface) = wanted.first() {
             return Err(VmmError::NoAgent(interface.name.clone()));
         }
         let nets = network::open_all(config, Vec::new()).map_err(VmmError::Network)?;
@@ -420,7 +409,7 @@ fn host_resources(
             agent: None,
         });
     };
-    let grant = agent::negotiate(address, &masqueraded, signals).map_err(VmmError::Agent)?;
+    let grant = agent::negotiate(address, &wanted, signals).map_err(VmmError::Agent)?;
     Ok(HostResources {
         host: Arc::new(Host::from_descriptor(grant.kvm).map_err(VmmError::Kvm)?),
         nets: network::open_all(config, grant.interfaces).map_err(VmmError::Network)?,

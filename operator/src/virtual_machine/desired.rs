@@ -2,6 +2,7 @@
 
 mod guest_command;
 pub(crate) mod identity;
+mod networks;
 pub(crate) mod pod;
 pub(crate) mod resources;
 pub(crate) mod snapshot;

@@ -111,6 +111,8 @@ pub(crate) fn compute(input: &Input<'_>) -> VirtualMachineStatus {
             .spec
             .interfaces
             .first()
+            // With a bridge the network decides.
+            .filter(|interface| interface.bridge.is_none())
             .map(|interface| identity::mac(&uid, &interface.name)),
         uuid: Some(identity::uuid(&uid).to_string()),
         restarts: remembered(input),

@@ -3,6 +3,7 @@
 //! The API server has checked most of it by schema and CEL. It is checked again here because an object may be older than the CRD.
 
 mod disk;
+mod interface;
 mod probe;
 mod size;
 
@@ -14,13 +15,13 @@ use crds::{
     disk::{CacheMode, DiscardMode, Disk, DiskFormat, IoMode},
     ignition::{DEFAULT_CONFIG_KEY, Ignition},
     image::PullPolicy,
-    network_interface::NetworkInterface,
     rate_limit::RateLimit,
 };
 use jiff::Timestamp;
 use thiserror::Error;
 
 pub(crate) use self::{
+    interface::{ValidBinding, ValidInterface},
     probe::{ProbeAction, ValidProbe},
     size::ValidSize,
 };
@@ -77,14 +78,6 @@ pub(crate) struct ValidDisk {
     pub(crate) io: Option<IoMode>,
     pub(crate) discard: DiscardMode,
     pub(crate) source: DiskSource,
-}
-
-/// An interface of the pod's network.
-#[derive(Clone, Debug)]
-pub(crate) struct ValidInterface {
-    pub(crate) name: String,
-    pub(crate) receive_limits: ValidLimits,
-    pub(crate) transmit_limits: ValidLimits,
 }
 
 /// How much a device may move: in a second, and at once.
@@ -235,10 +228,14 @@ pub(crate) enum Invalid {
     DiskOption { field: &'static str, disk: String },
     #[error("{kind} name {name:?} cannot be used: write a DNS label that no other {kind} of this VM has")]
     Name { kind: &'static str, name: String },
-    #[error("interface {0:?} has no binding: write masquerade: {{}}")]
+    #[error("interface {0:?} must have exactly one binding: write either masquerade: {{}} or bridge: {{}}")]
     Binding(String),
-    #[error("only one interface can be bound to the pod's network: remove the others")]
-    ManyMasquerades,
+    #[error("only one interface can be on the pod's own network: write multus.networkName for the others, or remove them")]
+    PodNetworkTwice,
+    #[error(
+        "the annotation k8s.v1.cni.cncf.io/networks follows from spec.interfaces: write multus.networkName there, and leave it out of spec.podMetadata"
+    )]
+    NetworksAnnotation,
     #[error("spec has both {0} and {0}SecretRef: write one of them")]
     CloudInitSources(&'static str),
     #[error("spec.{0} is longer than 32 KiB: put it into a Secret and write {0}SecretRef")]
@@ -274,7 +271,7 @@ pub(crate) fn validate(vm: &VirtualMachine) -> Result<ValidatedVm, Invalid> {
         size: size::size(spec.cpu.as_ref(), spec.memory.as_ref())?,
         boot: boot(spec.boot.as_ref(), &spec.disks)?,
         disks: disks(&spec.disks, seed.is_some())?,
-        interfaces: interfaces(&spec.interfaces)?,
+        interfaces: interface::interfaces(&spec.interfaces, spec.pod_metadata.as_ref())?,
         seed,
         readiness_probe: checked_probe("readinessProbe", &spec.readiness_probe)?,
         liveness_probe: checked_probe("livenessProbe", &spec.liveness_probe)?,
@@ -364,26 +361,6 @@ fn disks(disks: &[Disk], has_seed: bool) -> Result<Vec<ValidDisk>, Invalid> {
     disk::check_claims(&valid)?;
     disk::check_labels(&valid, has_seed)?;
     Ok(valid)
-}
-
-fn interfaces(interfaces: &[NetworkInterface]) -> Result<Vec<ValidInterface>, Invalid> {
-    check_names("interface", interfaces.iter().map(|interface| interface.name.as_str()))?;
-    if let Some(unbound) = interfaces.iter().find(|interface| interface.masquerade.is_none()) {
-        return Err(Invalid::Binding(unbound.name.clone()));
-    }
-    if interfaces.len() > 1 {
-        return Err(Invalid::ManyMasquerades);
-    }
-    interfaces.iter().map(interface).collect()
-}
-
-fn interface(interface: &NetworkInterface) -> Result<ValidInterface, Invalid> {
-    let owner = format!("interface {:?}", interface.name);
-    Ok(ValidInterface {
-        name: interface.name.clone(),
-        receive_limits: limits(&owner, interface.receive_limits.as_ref())?,
-        transmit_limits: limits(&owner, interface.transmit_limits.as_ref())?,
-    })
 }
 
 fn limits(owner: &str, limits: Option<&RateLimit>) -> Result<ValidLimits, Invalid> {

@@ -18,6 +18,12 @@ impl Mac {
         Self([0x02, 0x00, 0x54, 0x4d, 0x00, index])
     }
 
+    /// An address as the kernel has it; none where it is no unicast address of Ethernet.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes = <[u8; 6]>::try_from(bytes).ok()?;
+        (bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(Self(bytes))
+    }
+
     /// The bytes in transmission order.
     pub(crate) const fn bytes(self) -> [u8; 6] {
         self.0
@@ -38,12 +44,8 @@ impl FromStr for Mac {
                 .and_then(|part| u8::from_str_radix(part, 16).ok())
                 .ok_or(ParseMacError)?;
         }
-        let unicast = bytes[0] & 1 == 0 && bytes != [0; 6];
-        if unicast && parts.next().is_none() {
-            Ok(Self(bytes))
-        } else {
-            Err(ParseMacError)
-        }
+        let end = parts.next().is_none();
+        Self::of_bytes(&bytes).filter(|_| end).ok_or(ParseMacError)
     }
 }
 

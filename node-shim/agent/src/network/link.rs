@@ -34,6 +34,12 @@ pub(crate) enum LinkError {
     /// No address.
     #[error("the pod's interface {0} has no IPv4 address: is the node's CNI plugin working?")]
     NoAddress(String),
+    /// No such interface.
+    #[error(
+        "the pod has no interface {0}, which its network should have: does Multus run on this node, and its annotation k8s.v1.cni.cncf.io/networks \
+         name the interface?"
+    )]
+    NoInterface(String),
     /// Refused by the kernel.
     #[error("failed to {action} {object} in the pod's network namespace: {source}")]
     Request {
@@ -47,7 +53,12 @@ pub(crate) enum LinkError {
 }
 
 impl LinkError {
-    fn request<E: Into<ReplyError>>(action: &'static str, object: &str) -> impl FnOnce(E) -> Self + use<E> {
+    /// Whether the same request may succeed later: what Multus did not make before the pod began, it never makes.
+    pub(super) const fn is_retryable(&self) -> bool {
+        !matches!(self, Self::NoInterface(_))
+    }
+
+    pub(super) fn request<E: Into<ReplyError>>(action: &'static str, object: &str) -> impl FnOnce(E) -> Self + use<E> {
         let object = object.to_owned();
         move |source| Self::Request {
             action,
@@ -58,7 +69,7 @@ impl LinkError {
 }
 
 /// An rtnetlink socket.
-pub(super) struct Links(NetlinkSocket);
+pub(super) struct Links(pub(super) NetlinkSocket);
 
 impl Links {
     /// For the calling thread's network namespace; the socket opens with the first request.
@@ -66,12 +77,25 @@ impl Links {
         Self(NetlinkSocket::new())
     }
 
-    /// The interface of the IPv4 default route with the best metric.
-    pub(super) fn uplink(&mut self) -> Result<Uplink, LinkError> {
-        let index = self
-            .default_route()
-            .map_err(LinkError::request("read", "the IPv4 routes"))?
-            .ok_or(LinkError::NoUplink)?;
+    /// The index of the pod's interface with this name; of that of the IPv4 default route with the best metric where it has none.
+    pub(super) fn pod_interface(&mut self, name: Option<&str>) -> Result<u32, LinkError> {
+        let Some(name) = name else {
+            return self
+                .default_route()
+                .map_err(LinkError::request("read", "the IPv4 routes"))?
+                .ok_or(LinkError::NoUplink);
+        };
+        match self.index(name) {
+            Err(error) if error.as_io_error().raw_os_error() == Some(libc::ENODEV) => {
+                Err(LinkError::NoInterface(name.to_owned()))
+            }
+            result => result.map_err(LinkError::request("find", name)),
+        }
+    }
+
+    /// The pod's interface that a guest is to be behind.
+    pub(super) fn uplink(&mut self, name: Option<&str>) -> Result<Uplink, LinkError> {
+        let index = self.pod_interface(name)?;
         let (name, mtu) = self
             .name_and_mtu(index)
             .map_err(LinkError::request("read", "the uplink"))?;
@@ -155,7 +179,7 @@ impl Links {
         Ok(addresses)
     }
 
-    fn index(&mut self, device: &str) -> Result<u32, ReplyError> {
+    pub(super) fn index(&mut self, device: &str) -> Result<u32, ReplyError> {
         let mut request = rt_link::Request::new().op_getlink_do(&rt_link::Ifinfomsg::default());
         request.encode().push_ifname(&c_name(device)?);
         let mut reply = self.0.request(&request)?;
@@ -291,6 +315,6 @@ fn ipv6(address: IpAddr) -> Option<Ipv6Addr> {
     }
 }
 
-fn c_name(device: &str) -> Result<CString, ReplyError> {
+pub(super) fn c_name(device: &str) -> Result<CString, ReplyError> {
     CString::new(device).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput).into())
 }

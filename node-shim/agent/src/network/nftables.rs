@@ -7,12 +7,15 @@ use netlink_bindings::nftables::{
     Chained, CmpOps, CtKeys, MetaKeys, Nfgenmsg, PayloadBase, PushExprAttrs, PushExprListAttrs, Registers, VerdictCode,
 };
 use netlink_bindings::traits::{NetlinkChained, Pusher};
+use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 
-use super::ruleset::{Action, Chain, ChainKind, Hook, Match, Prefix, Rule, TABLE, Table};
+use super::ruleset::{Action, Bytes, Chain, ChainKind, Family, Hook, Match, Prefix, Rule, TABLE, Table};
 
 /// `NFPROTO_INET` (linux/netfilter.h).
 const FAMILY_INET: u8 = 1;
+/// `NFPROTO_NETDEV`.
+const FAMILY_NETDEV: u8 = 5;
 /// `NFPROTO_IPV4`.
 const FAMILY_IPV4: u8 = 2;
 /// `NFPROTO_IPV6`.
@@ -25,6 +28,9 @@ const NAT_SOURCE: u32 = 0;
 const NAT_DESTINATION: u32 = 1;
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED)`, in the byte order of the machine.
 const STATE_ESTABLISHED_OR_RELATED: u32 = 0x2 | 0x4;
+/// `NFTA_EXPR_DATA` and `NFTA_FWD_SREG_DEV` (linux/netfilter/nf_tables.h).
+const EXPRESSION_DATA: u16 = 2;
+const FORWARD_DEVICE: u16 = 1;
 /// Bytes of an interface name in the kernel, padded with zeroes.
 const INTERFACE_NAME_BYTES: usize = 16;
 
@@ -54,7 +60,10 @@ pub(super) fn replace_table(table: &Table) -> Result<(), NftablesError> {
 fn encode(table: &Table) -> Result<impl NetlinkChained + Send + Sync + use<>, std::ffi::NulError> {
     let name = CString::new(TABLE)?;
     let header = Nfgenmsg {
-        nfgen_family: FAMILY_INET,
+        nfgen_family: match table.family {
+            Family::Inet => FAMILY_INET,
+            Family::Netdev => FAMILY_NETDEV,
+        },
         ..Default::default()
     };
     let mut batch_header = Nfgenmsg::new();
@@ -99,24 +108,28 @@ fn encode_chain(
     table: &CString,
     chain: &Chain,
 ) -> Result<(), std::ffi::NulError> {
-    let name = CString::new(chain.name)?;
+    let name = CString::new(chain.name.as_str())?;
     let kind = match chain.kind {
         ChainKind::Filter => c"filter",
         ChainKind::Nat => c"nat",
     };
-    let hook = match chain.hook {
-        Hook::Prerouting => 0,
-        Hook::Input => 1,
-        Hook::Output => 3,
-        Hook::Postrouting => 4,
+    // `NF_NETDEV_INGRESS`, and `NF_INET_*` (linux/netfilter.h).
+    let (hook, device) = match &chain.hook {
+        Hook::Ingress(device) => (0, Some(CString::new(device.as_str())?)),
+        Hook::Prerouting => (0, None),
+        Hook::Input => (1, None),
+        Hook::Forward => (2, None),
+        Hook::Output => (3, None),
+        Hook::Postrouting => (4, None),
     };
     let mut request = batch.request().set_create().op_newchain_do(header);
     let attributes = request.encode().push_table(table).push_name(&name);
-    let attributes = attributes
-        .nested_hook()
-        .push_num(hook)
-        .push_priority(chain.priority)
-        .end_nested();
+    let placed = attributes.nested_hook().push_num(hook).push_priority(chain.priority);
+    let placed = match &device {
+        Some(device) => placed.push_dev(device),
+        None => placed,
+    };
+    let attributes = placed.end_nested();
     attributes.push_policy(VerdictCode::Accept as u32).push_type(kind);
     drop(request);
     for rule in &chain.rules {
@@ -138,22 +151,20 @@ fn encode_rule<P: Pusher>(expressions: PushExprListAttrs<P>, rule: &Rule) -> Pus
 
 fn encode_match<P: Pusher>(expressions: PushExprListAttrs<P>, matching: &Match) -> PushExprListAttrs<P> {
     match matching {
-        Match::In(name) => compare(
-            load_meta(expressions, MetaKeys::Iifname),
-            CmpOps::Eq,
-            &interface_name(name),
-        ),
-        Match::Out(name) => compare(
-            load_meta(expressions, MetaKeys::Oifname),
-            CmpOps::Eq,
-            &interface_name(name),
-        ),
+        Match::In(name) => compare_interface(expressions, MetaKeys::Iifname, CmpOps::Eq, name),
+        Match::NotIn(name) => compare_interface(expressions, MetaKeys::Iifname, CmpOps::Neq, name),
+        Match::Out(name) => compare_interface(expressions, MetaKeys::Oifname, CmpOps::Eq, name),
+        Match::NotOut(name) => compare_interface(expressions, MetaKeys::Oifname, CmpOps::Neq, name),
         Match::Ipv6 => compare(load_meta(expressions, MetaKeys::Nfproto), CmpOps::Eq, &[FAMILY_IPV6]),
         Match::From(prefix) => compare_address(expressions, Side::Source, CmpOps::Eq, *prefix),
         Match::NotFrom(prefix) => compare_address(expressions, Side::Source, CmpOps::Neq, *prefix),
         Match::To(prefix) => compare_address(expressions, Side::Destination, CmpOps::Eq, *prefix),
         Match::Protocol(number) => compare(load_meta(expressions, MetaKeys::L4Proto), CmpOps::Eq, &[*number]),
         Match::Established => encode_established(expressions),
+        Match::Frame(bytes) => compare_bytes(expressions, PayloadBase::LinkLayerHeader, CmpOps::Eq, bytes),
+        Match::NotFrame(bytes) => compare_bytes(expressions, PayloadBase::LinkLayerHeader, CmpOps::Neq, bytes),
+        Match::Packet(bytes) => compare_bytes(expressions, PayloadBase::NetworkHeader, CmpOps::Eq, bytes),
+        Match::NotPacket(bytes) => compare_bytes(expressions, PayloadBase::NetworkHeader, CmpOps::Neq, bytes),
     }
 }
 
@@ -191,7 +202,23 @@ fn encode_action<P: Pusher>(expressions: PushExprListAttrs<P>, action: Action) -
         Action::DestinationNat(address) => translate(expressions, NAT_DESTINATION, address),
         Action::SourceNat(address) => translate(expressions, NAT_SOURCE, address),
         Action::Masquerade => expressions.nested_elem().push_name(c"masq").end_nested(),
+        Action::PassTo(index) => pass_to(expressions, index),
     }
+}
+
+/// `fwd`, which the bindings do not know: the device's index is loaded into a register, in the byte order of the machine.
+fn pass_to<P: Pusher>(expressions: PushExprListAttrs<P>, index: u32) -> PushExprListAttrs<P> {
+    let register = Registers::Reg1 as u32;
+    let immediate = expressions.nested_elem().nested_data_immediate().push_dreg(register);
+    let value = immediate.nested_data().push_value(&index.to_ne_bytes());
+    let loaded = value.end_nested().end_nested().end_nested();
+    let mut forward = loaded.nested_elem().push_name(c"fwd");
+    let buffer = forward.as_vec_mut();
+    let data = push_nested_header(buffer, EXPRESSION_DATA);
+    push_header(buffer, FORWARD_DEVICE, 4);
+    buffer.extend(register.to_be_bytes());
+    finalize_nested_header(buffer, data);
+    forward.end_nested()
 }
 
 fn verdict<P: Pusher>(expressions: PushExprListAttrs<P>, code: VerdictCode) -> PushExprListAttrs<P> {
@@ -245,6 +272,33 @@ fn compare<P: Pusher>(expressions: PushExprListAttrs<P>, operator: CmpOps, value
         .end_nested()
 }
 
+fn compare_interface<P: Pusher>(
+    expressions: PushExprListAttrs<P>,
+    key: MetaKeys,
+    operator: CmpOps,
+    name: &str,
+) -> PushExprListAttrs<P> {
+    compare(load_meta(expressions, key), operator, &interface_name(name))
+}
+
+/// Compares bytes of a header.
+fn compare_bytes<P: Pusher>(
+    expressions: PushExprListAttrs<P>,
+    base: PayloadBase,
+    operator: CmpOps,
+    bytes: &Bytes,
+) -> PushExprListAttrs<P> {
+    let payload = expressions
+        .nested_elem()
+        .nested_data_payload()
+        .push_dreg(Registers::Reg1 as u32);
+    let payload = payload
+        .push_base(base as u32)
+        .push_offset(bytes.offset)
+        .push_len(u32::try_from(bytes.value.len()).unwrap_or(u32::MAX));
+    compare(payload.end_nested().end_nested(), operator, &bytes.value)
+}
+
 /// Which address of an IP header.
 #[derive(Clone, Copy)]
 enum Side {
@@ -267,17 +321,12 @@ fn compare_address<P: Pusher>(
         (IpAddr::V6(_), Side::Destination) => 24,
     };
     let value = bytes.get(..usize::from(prefix.bytes)).unwrap_or(&bytes);
-    let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
     let of_family = compare(load_meta(expressions, MetaKeys::Nfproto), CmpOps::Eq, &[family]);
-    let payload = of_family
-        .nested_elem()
-        .nested_data_payload()
-        .push_dreg(Registers::Reg1 as u32);
-    let payload = payload
-        .push_base(PayloadBase::NetworkHeader as u32)
-        .push_offset(offset)
-        .push_len(length);
-    compare(payload.end_nested().end_nested(), operator, value)
+    let bytes = Bytes {
+        offset,
+        value: value.to_vec(),
+    };
+    compare_bytes(of_family, PayloadBase::NetworkHeader, operator, &bytes)
 }
 
 fn octets(address: IpAddr) -> (Vec<u8>, u8) {

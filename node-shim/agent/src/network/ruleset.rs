@@ -1,17 +1,29 @@
-//! The nftables table of a pod with a guest. Pure.
+//! The nftables tables of a pod with a guest. Pure.
 //!
-//! The table is of the family `inet`: rules for IPv6 are in the same chains.
+//! What is routed is in one of the family `inet`: rules for IPv6 are in the same chains. What is bridged is in one of the family `netdev`,
+//! see [`super::wire`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::plan::{Plan, Tap};
 
-/// Name of the table.
+/// Name of the tables.
 pub(super) const TABLE: &str = "tandem";
+
+/// What kind of packets a table is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    /// IPv4 and IPv6.
+    Inet,
+    /// Frames, as they come in by a device.
+    Netdev,
+}
 
 /// A table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
+    /// Its family.
+    pub(super) family: Family,
     /// Its base chains.
     pub(super) chains: Vec<Chain>,
 }
@@ -20,7 +32,7 @@ pub(super) struct Table {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chain {
     /// Its name.
-    pub(super) name: &'static str,
+    pub(super) name: String,
     /// What it may do.
     pub(super) kind: ChainKind,
     /// Where it is called.
@@ -41,12 +53,16 @@ pub(super) enum ChainKind {
 }
 
 /// Where a chain is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
+    /// As soon as it came in by this device.
+    Ingress(String),
     /// Before routing what came in.
     Prerouting,
     /// Before delivering to a local socket.
     Input,
+    /// Before it goes on to another interface.
+    Forward,
     /// After a local socket sent it.
     Output,
     /// Before it goes out.
@@ -67,8 +83,12 @@ pub(super) struct Rule {
 pub(super) enum Match {
     /// It came in by this interface.
     In(String),
+    /// It came in by another interface.
+    NotIn(String),
     /// It goes out by this interface.
     Out(String),
+    /// It goes out by another interface.
+    NotOut(String),
     /// It is IPv6.
     Ipv6,
     /// Its source is in the prefix.
@@ -81,6 +101,23 @@ pub(super) enum Match {
     Protocol(u8),
     /// It belongs to, or is an error about, a connection that was made before.
     Established,
+    /// Its Ethernet header has these bytes there.
+    Frame(Bytes),
+    /// Its Ethernet header has others there.
+    NotFrame(Bytes),
+    /// Its network header has these bytes there.
+    Packet(Bytes),
+    /// Its network header has others there.
+    NotPacket(Bytes),
+}
+
+/// Bytes of a header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bytes {
+    /// Where they begin.
+    pub(super) offset: u32,
+    /// What they are.
+    pub(super) value: Vec<u8>,
 }
 
 /// Addresses that begin with the same whole bytes.
@@ -105,6 +142,8 @@ pub(super) enum Action {
     SourceNat(IpAddr),
     /// Its source becomes the address of the interface by which it leaves.
     Masquerade,
+    /// It leaves as it is by the interface with this index.
+    PassTo(u32),
 }
 
 /// `NF_IP_PRI_RAW`: before connection tracking.
@@ -112,7 +151,7 @@ const PRIORITY_RAW: i32 = -300;
 /// `NF_IP_PRI_NAT_DST`.
 const PRIORITY_DESTINATION_NAT: i32 = -100;
 /// `NF_IP_PRI_FILTER`.
-const PRIORITY_FILTER: i32 = 0;
+pub(super) const PRIORITY_FILTER: i32 = 0;
 /// `NF_IP_PRI_NAT_SRC`.
 const PRIORITY_SOURCE_NAT: i32 = 100;
 
@@ -158,7 +197,7 @@ impl Prefix {
 }
 
 impl Rule {
-    fn new(matches: impl IntoIterator<Item = Match>, action: Action) -> Self {
+    pub(super) fn new(matches: impl IntoIterator<Item = Match>, action: Action) -> Self {
         Self {
             matches: matches.into_iter().collect(),
             action,
@@ -168,14 +207,15 @@ impl Rule {
 
 /// The table for `plan`.
 pub(super) fn table(plan: &Plan) -> Table {
-    let chain = |name, kind, hook, priority, rules| Chain {
-        name,
+    let chain = |name: &str, kind, hook, priority, rules| Chain {
+        name: name.to_owned(),
         kind,
         hook,
         priority,
         rules,
     };
     Table {
+        family: Family::Inet,
         chains: vec![
             chain(
                 "from-guest",
@@ -206,6 +246,13 @@ pub(super) fn table(plan: &Plan) -> Table {
                 input(plan),
             ),
             chain(
+                "between-networks",
+                ChainKind::Filter,
+                Hook::Forward,
+                PRIORITY_FILTER,
+                apart(plan),
+            ),
+            chain(
                 "outbound",
                 ChainKind::Nat,
                 Hook::Postrouting,
@@ -231,33 +278,28 @@ fn anti_spoofing(plan: &Plan) -> Vec<Rule> {
             Rule::new([from_tap(), Match::To(LOOPBACK_NETWORK)], Action::Drop),
         ]
     };
-    plan.taps.iter().flat_map(rules).collect()
+    plan.taps().flat_map(rules).collect()
 }
 
 /// What comes to the pod is for the guest: every protocol, every port.
 fn inbound(plan: &Plan) -> Vec<Rule> {
-    let Some(tap) = plan.taps.first() else {
-        return Vec::new();
+    let rules = |tap: &Tap| {
+        let from_uplink = Match::In(tap.uplink.name.clone());
+        let rule = |to, guest| Rule::new([from_uplink.clone(), Match::To(to)], Action::DestinationNat(guest));
+        let ipv4 = tap.uplink.addresses.iter();
+        let ipv4 = ipv4.map(|address| rule(Prefix::host(*address), tap.guest.into()));
+        let ipv6 = tap.ipv6.iter().flat_map(|ipv6| {
+            let addresses = tap.uplink.addresses6.iter();
+            addresses.map(|address| rule(Prefix::host6(*address), ipv6.guest.into()))
+        });
+        ipv4.chain(ipv6).collect::<Vec<_>>()
     };
-    let rule = |address: &Ipv4Addr| {
-        let matches = [Match::In(plan.uplink.name.clone()), Match::To(Prefix::host(*address))];
-        Rule::new(matches, Action::DestinationNat(tap.guest.into()))
-    };
-    let ipv6 = tap.ipv6.iter().flat_map(|ipv6| {
-        plan.uplink.addresses6.iter().map(move |address| {
-            let to_pod = Match::To(Prefix::host6(*address));
-            Rule::new(
-                [Match::In(plan.uplink.name.clone()), to_pod],
-                Action::DestinationNat(ipv6.guest.into()),
-            )
-        })
-    });
-    plan.uplink.addresses.iter().map(rule).chain(ipv6).collect()
+    plan.first_taps().flat_map(rules).collect()
 }
 
-/// What the runtime sends to 127.0.0.1 in the pod's namespace, as for `kubectl port-forward`, is for the guest too.
+/// What the runtime sends to 127.0.0.1 in the pod's namespace, as for `kubectl port-forward`, is for the guest too: by the pod's own network.
 fn local(plan: &Plan) -> Vec<Rule> {
-    let Some(tap) = plan.taps.first() else {
+    let Some(tap) = plan.taps().find(|tap| tap.on_pod_network) else {
         return Vec::new();
     };
     let rule = |protocol| {
@@ -265,6 +307,18 @@ fn local(plan: &Plan) -> Vec<Rule> {
         Rule::new(matches, Action::DestinationNat(tap.guest.into()))
     };
     [TCP, UDP].map(rule).to_vec()
+}
+
+/// A guest's interface reaches, and is reached by, the network that it is on and no other of the pod's.
+fn apart(plan: &Plan) -> Vec<Rule> {
+    let rules = |tap: &Tap| {
+        let (device, uplink) = (|| tap.device.clone(), || tap.uplink.name.clone());
+        [
+            Rule::new([Match::In(device()), Match::NotOut(uplink())], Action::Drop),
+            Rule::new([Match::Out(device()), Match::NotIn(uplink())], Action::Drop),
+        ]
+    };
+    plan.taps().flat_map(rules).collect()
 }
 
 /// A guest reaches no socket in the pod's namespace; it may ping its gateway, and its answers come back to local connections.
@@ -282,7 +336,7 @@ fn input(plan: &Plan) -> Vec<Rule> {
         .chain(accept_ping6)
         .chain([Rule::new([from_tap()], Action::Drop)])
     };
-    plan.taps.iter().flat_map(rules).collect()
+    plan.taps().flat_map(rules).collect()
 }
 
 /// Guests go out with the pod's address; local connections reach the guest from the gateway's.
@@ -290,7 +344,7 @@ fn outbound(plan: &Plan) -> Vec<Rule> {
     let rules = |tap: &Tap| {
         let from_guest = Match::From(Prefix::network_24(tap.network));
         let local = [Match::Out(tap.device.clone()), Match::From(LOOPBACK_NETWORK)];
-        let to_uplink = || Match::Out(plan.uplink.name.clone());
+        let to_uplink = || Match::Out(tap.uplink.name.clone());
         let ipv6 = tap.ipv6.map(|ipv6| {
             let from_guest = Match::From(Prefix::network_64(ipv6.network));
             Rule::new([to_uplink(), from_guest], Action::Masquerade)
@@ -302,12 +356,12 @@ fn outbound(plan: &Plan) -> Vec<Rule> {
         .into_iter()
         .chain(ipv6)
     };
-    plan.taps.iter().flat_map(rules).collect()
+    plan.taps().flat_map(rules).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::{interfaces, uplink};
+    use super::super::plan::tests::{plan, uplink};
     use super::*;
 
     fn rules<'a>(table: &'a Table, chain: &str) -> &'a [Rule] {
@@ -323,7 +377,7 @@ mod tests {
     fn every_address_of_the_pod_leads_to_the_first_guest_interface() {
         let mut uplink = uplink();
         uplink.addresses.push(Ipv4Addr::new(10, 244, 1, 8));
-        let table = table(&Plan::new(&interfaces(2), uplink).unwrap());
+        let table = table(&plan(2, uplink).unwrap());
         let guest = Action::DestinationNat(Ipv4Addr::new(10, 0, 2, 2).into());
         assert_eq!(rules(&table, "to-guest").len(), 2);
         assert!(
@@ -336,7 +390,7 @@ mod tests {
 
     #[test]
     fn every_tap_is_guarded_by_its_own_address() {
-        let table = table(&Plan::new(&interfaces(2), uplink()).unwrap());
+        let table = table(&plan(2, uplink()).unwrap());
         for (device, guest) in [
             ("tap0", Ipv4Addr::new(10, 0, 2, 2)),
             ("tap1", Ipv4Addr::new(10, 0, 3, 2)),

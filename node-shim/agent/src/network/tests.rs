@@ -5,6 +5,7 @@
 //! node0 10.244.1.1/24 ─veth─ eth0 10.244.1.7/24 ── tap0 10.0.2.1/24 ══ Guest (10.0.2.2)
 //! ```
 
+mod bridged;
 mod dual_stack;
 mod frame;
 mod lab;
@@ -223,7 +224,7 @@ fn the_tap_goes_with_its_shim() {
 #[test]
 fn the_grant_says_what_the_guest_is_told() {
     let lab = lab!();
-    let network = &lab.grant.network;
+    let network = lab::private(&lab.grant);
     assert_eq!(
         (network.address, network.gateway, network.prefix_length, network.mtu),
         (GUEST, GATEWAY, 24, 1450)

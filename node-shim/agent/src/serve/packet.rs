@@ -158,7 +158,7 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsFd;
 
-    use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceRequest, Resized};
+    use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceBinding, InterfaceRequest, Resized};
     use node_shim_protocol::control::{Failure, FailureKind};
     use proptest::prelude::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -239,7 +239,13 @@ mod tests {
 
     fn any_request() -> impl Strategy<Value = Request> {
         let interface = ("\\PC{0,20}", "\\PC{0,20}", any::<u16>());
-        let interface = interface.prop_map(|(name, mac, queues)| InterfaceRequest { name, mac, queues });
+        let interface = interface.prop_map(|(name, mac, queues)| InterfaceRequest {
+            name,
+            mac,
+            queues,
+            binding: InterfaceBinding::Bridge,
+            pod_interface: None,
+        });
         let state = prop_oneof![
             Just(GuestState::Booting),
             Just(GuestState::Running),

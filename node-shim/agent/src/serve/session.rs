@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use node_shim_protocol::agent::{GuestStatus, InterfaceRequest, Request, Resize, Resized, Response, VERSION};
+use node_shim_protocol::agent::{GuestStatus, InterfaceRequest, Request, Resize, Resized, Response, RESUME_VERSION, VERSION};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
@@ -190,13 +190,14 @@ impl Session {
     /// Who calls, and what its guest does, where there is one.
     async fn begin(&self, first: Received) -> Result<(PodId, Option<GuestStatus>), SessionError> {
         let Received { request, descriptors } = first;
-        let (version, uid) = match &request {
-            Request::Hello { version, pod_uid, .. } | Request::Resume { version, pod_uid, .. } => (*version, pod_uid),
+        let (version, oldest, uid) = match &request {
+            Request::Hello { version, pod_uid, .. } => (*version, VERSION, pod_uid),
+            Request::Resume { version, pod_uid, .. } => (*version, RESUME_VERSION, pod_uid),
             Request::Status(_) | Request::Resized(_) => {
                 return Err(SessionError::Protocol("the first packet was none to begin with"));
             }
         };
-        if version != VERSION {
+        if !(oldest..=VERSION).contains(&version) {
             return Err(Refusal::Version(version).into());
         }
         if !report::is_pod_uid(uid) {

@@ -1,7 +1,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 
-use node_shim_protocol::config::GuestNetwork;
+use node_shim_protocol::config::{BridgedIpv4, BridgedIpv6, BridgedNetwork, GuestNetwork, Route};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::*;
@@ -18,6 +18,8 @@ fn interface(name: &str) -> InterfaceRequest {
         name: name.to_owned(),
         mac: "02:00:00:00:00:01".to_owned(),
         queues: 2,
+        binding: InterfaceBinding::Masquerade,
+        pod_interface: None,
     }
 }
 
@@ -25,14 +27,14 @@ fn grant(name: &str) -> InterfaceGrant {
     InterfaceGrant {
         name: name.to_owned(),
         queues: 2,
-        network: GuestNetwork {
+        network: GrantedNetwork::Masquerade(GuestNetwork {
             address: Ipv4Addr::new(10, 0, 2, 2),
             prefix_length: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 1),
             gateway_mac: "02:00:00:00:00:02".to_owned(),
             mtu: 1500,
             ipv6: None,
-        },
+        }),
     }
 }
 
@@ -88,6 +90,68 @@ fn more_queues_than_asked_for_or_none_are_refused() {
             given,
         );
         assert_eq!(result.is_ok(), good, "{queues}");
+    }
+}
+
+/// A change of what is granted.
+type Change = fn(&mut BridgedNetwork);
+
+#[test]
+fn what_is_granted_for_a_bridge_is_checked() {
+    let sound = || BridgedNetwork {
+        mac: "0a:58:0a:f4:01:07".to_owned(),
+        mtu: 1450,
+        ipv4: Some(BridgedIpv4 {
+            address: Ipv4Addr::new(10, 244, 1, 7),
+            prefix_length: 32,
+            routes: vec![Route {
+                destination: Ipv4Addr::UNSPECIFIED,
+                prefix_length: 0,
+                gateway: Some(Ipv4Addr::new(169, 254, 1, 1)),
+            }],
+        }),
+        ipv6: Some(BridgedIpv6 {
+            address: "fd00:244:1::7".parse().unwrap(),
+            prefix_length: 128,
+            gateway_mac: Some("ee:ee:ee:ee:ee:ee".to_owned()),
+        }),
+    };
+    let bridge = InterfaceRequest {
+        binding: InterfaceBinding::Bridge,
+        ..interface("a")
+    };
+    let refused = |asked: &InterfaceRequest, network| {
+        let response = vec![InterfaceGrant {
+            network,
+            ..grant("a")
+        }];
+        let (socket, given) = (address(Path::new("agent.sock")), descriptors(3));
+        let result = granted(&socket, descriptors(1).remove(0), std::slice::from_ref(asked), response, given);
+        result.err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(&bridge, GrantedNetwork::Bridge(sound())), None);
+    let open = BridgedNetwork { ipv4: None, ipv6: None, ..sound() };
+    assert_eq!(refused(&bridge, GrantedNetwork::Bridge(open)), None);
+    let another = refused(&interface("a"), GrantedNetwork::Bridge(sound())).unwrap();
+    assert!(another.contains("another binding than asked for"), "{another}");
+    let changes: [(&str, Change); 8] = [
+        ("mac", |network| network.mac = "01:00:00:00:00:01".to_owned()),
+        ("mtu", |network| network.mtu = 500),
+        ("ipv4.prefixLength", |network| network.ipv4.as_mut().unwrap().prefix_length = 33),
+        ("ipv4.address", |network| network.ipv4.as_mut().unwrap().address = Ipv4Addr::new(224, 0, 0, 1)),
+        ("ipv4.routes", |network| {
+            let routes = &mut network.ipv4.as_mut().unwrap().routes;
+            *routes = vec![routes[0]; 17];
+        }),
+        ("ipv4.routes[0].prefixLength", |network| network.ipv4.as_mut().unwrap().routes[0].prefix_length = 33),
+        ("ipv6.address", |network| network.ipv6.as_mut().unwrap().address = "fe80::1".parse().unwrap()),
+        ("ipv6.gatewayMac", |network| network.ipv6.as_mut().unwrap().gateway_mac = Some("x".to_owned())),
+    ];
+    for (field, change) in changes {
+        let mut network = sound();
+        change(&mut network);
+        let error = refused(&bridge, GrantedNetwork::Bridge(network)).unwrap();
+        assert!(error.contains(&format!("interface a.{field}")), "{field}: {error}");
     }
 }
 

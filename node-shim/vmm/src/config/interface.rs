@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
-use node_shim_protocol::config::{self as protocol, Binding, GuestNetwork, GuestNetwork6};
+use node_shim_protocol::config::{
+    self as protocol, BRIDGED_ROUTES_MAX, Binding, BridgedIpv4, BridgedIpv6, BridgedNetwork, GuestNetwork, GuestNetwork6,
+};
 use node_shim_virtio::net::MacAddress;
 use node_shim_virtio::rate_limit::Limits;
 
@@ -27,6 +29,8 @@ pub(crate) struct Interface {
     pub(crate) transmit_limits: Limits,
     /// How it is connected.
     pub(crate) binding: Binding,
+    /// The pod's interface on its network, where it is not that of the default route.
+    pub(crate) pod_interface: Option<String>,
 }
 
 /// A unicast address; `None` for what is no address or a group's (bit 0 of the first byte).
@@ -57,6 +61,7 @@ pub(super) fn check_all(interfaces: Vec<protocol::Interface>) -> Result<Vec<Inte
             receive_limit,
             transmit_limit,
             binding,
+            pod_interface,
         } = interface;
         check_name(&format!("interfaces[{index}].name"), &name, &mut names)?;
         let field = format!("interfaces[{index}].mac");
@@ -64,8 +69,19 @@ pub(super) fn check_all(interfaces: Vec<protocol::Interface>) -> Result<Vec<Inte
         if !macs.insert(mac.0) {
             return refuse(field, "another interface has the same; write one address for each");
         }
-        if let Binding::Tap { device, network } = &binding {
-            check_tap(&format!("interfaces[{index}].binding.tap"), device, network)?;
+        let field = format!("interfaces[{index}].podInterface");
+        match (&binding, &pod_interface) {
+            (Binding::Tap { device, network }, None) => {
+                check_tap(&format!("interfaces[{index}].binding.tap"), device, network)?;
+            }
+            (Binding::Tap { .. }, Some(_)) => return refuse(field, "leave it out: the tap is there already"),
+            (Binding::Masquerade | Binding::Bridge, Some(device)) if !is_device_name(device) => {
+                return refuse(
+                    field,
+                    format!("write the name of an interface of the pod, 1 to {DEVICE_NAME_MAX_BYTES} bytes"),
+                );
+            }
+            (Binding::Masquerade | Binding::Bridge, _) => {}
         }
         let limits = |name: &str, limit| check_rate_limit(&format!("interfaces[{index}].{name}"), limit);
         checked.push(Interface {
@@ -74,18 +90,21 @@ pub(super) fn check_all(interfaces: Vec<protocol::Interface>) -> Result<Vec<Inte
             receive_limits: limits("receiveLimit", receive_limit)?,
             transmit_limits: limits("transmitLimit", transmit_limit)?,
             binding,
+            pod_interface,
         });
     }
     Ok(checked)
 }
 
-fn check_tap(field: &str, device: &str, network: &GuestNetwork) -> Result<(), ConfigError> {
-    if device.is_empty()
-        || device.len() > DEVICE_NAME_MAX_BYTES
-        || device
+fn is_device_name(name: &str) -> bool {
+    (1..=DEVICE_NAME_MAX_BYTES).contains(&name.len())
+        && !name
             .chars()
             .any(|c| c == '/' || c == '%' || c.is_whitespace() || c.is_control())
-    {
+}
+
+fn check_tap(field: &str, device: &str, network: &GuestNetwork) -> Result<(), ConfigError> {
+    if !is_device_name(device) {
         return refuse(
             format!("{field}.device"),
             format!("write the name of a tap device, 1 to {DEVICE_NAME_MAX_BYTES} bytes"),
@@ -113,13 +132,72 @@ pub(crate) fn check_network(field: &str, network: &GuestNetwork) -> Result<(), C
             "write a unicast address such as 02:00:00:00:00:02",
         );
     }
-    if !(576..=65535).contains(&network.mtu) {
-        return refuse(format!("{field}.mtu"), "write 576 to 65535");
-    }
+    check_mtu(field, network.mtu)?;
     network
         .ipv6
         .as_ref()
         .map_or(Ok(()), |ipv6| check_network6(field, ipv6, network.mtu))
+}
+
+fn check_mtu(field: &str, mtu: u16) -> Result<(), ConfigError> {
+    if mtu < 576 {
+        return refuse(format!("{field}.mtu"), "write 576 to 65535");
+    }
+    Ok(())
+}
+
+/// Checks what a guest gets that takes the place of its pod's interface: the agent's answer.
+pub(crate) fn check_bridged(field: &str, network: &BridgedNetwork) -> Result<(), ConfigError> {
+    if unicast(&network.mac).is_none() {
+        return refuse(format!("{field}.mac"), "write a unicast address");
+    }
+    check_mtu(field, network.mtu)?;
+    if let Some(ipv4) = &network.ipv4 {
+        check_bridged4(&format!("{field}.ipv4"), ipv4)?;
+    }
+    if let Some(ipv6) = &network.ipv6 {
+        check_bridged6(&format!("{field}.ipv6"), ipv6)?;
+    }
+    Ok(())
+}
+
+fn check_bridged4(field: &str, network: &BridgedIpv4) -> Result<(), ConfigError> {
+    let address = network.address;
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.is_broadcast() {
+        return refuse(format!("{field}.address"), "write a unicast address");
+    }
+    if !(1..=32).contains(&network.prefix_length) {
+        return refuse(format!("{field}.prefixLength"), "write 1 to 32");
+    }
+    if network.routes.len() > BRIDGED_ROUTES_MAX {
+        return refuse(format!("{field}.routes"), format!("write at most {BRIDGED_ROUTES_MAX}"));
+    }
+    match network.routes.iter().position(|route| route.prefix_length > 32) {
+        Some(index) => refuse(format!("{field}.routes[{index}].prefixLength"), "write 0 to 32"),
+        None => Ok(()),
+    }
+}
+
+fn check_bridged6(field: &str, network: &BridgedIpv6) -> Result<(), ConfigError> {
+    if !is_usable6(network.address) {
+        return refuse(format!("{field}.address"), "write a unicast address");
+    }
+    if !(1..=128).contains(&network.prefix_length) {
+        return refuse(format!("{field}.prefixLength"), "write 1 to 128");
+    }
+    match &network.gateway_mac {
+        Some(mac) if unicast(mac).is_none() => refuse(format!("{field}.gatewayMac"), "write a unicast address"),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a guest can have an address for what is beyond its link.
+fn is_usable6(address: Ipv6Addr) -> bool {
+    !address.is_unspecified()
+        && !address.is_loopback()
+        && !address.is_multicast()
+        && !address.is_unicast_link_local()
+        && address.to_ipv4_mapped().is_none()
 }
 
 fn check_network6(field: &str, network: &GuestNetwork6, mtu: u16) -> Result<(), ConfigError> {
@@ -127,14 +205,7 @@ fn check_network6(field: &str, network: &GuestNetwork6, mtu: u16) -> Result<(), 
     if !(1..=126).contains(&network.prefix_length) {
         return refuse(format!("{field}.prefixLength"), "write 1 to 126");
     }
-    let usable = |address: Ipv6Addr| {
-        !address.is_unspecified()
-            && !address.is_loopback()
-            && !address.is_multicast()
-            && !address.is_unicast_link_local()
-            && address.to_ipv4_mapped().is_none()
-    };
-    if !usable(network.address) {
+    if !is_usable6(network.address) {
         return refuse(
             format!("{field}.address"),
             "write a unicast address such as fd10:0:2::2",
@@ -142,7 +213,7 @@ fn check_network6(field: &str, network: &GuestNetwork6, mtu: u16) -> Result<(), 
     }
     let host_bits = 128 - u32::from(network.prefix_length);
     let same_network = (network.address.to_bits() ^ network.gateway.to_bits()) >> host_bits == 0;
-    if !usable(network.gateway) || !same_network || network.address == network.gateway {
+    if !is_usable6(network.gateway) || !same_network || network.address == network.gateway {
         return refuse(
             format!("{field}.gateway"),
             "write another address of the guest's own subnet",

@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
-use node_shim_protocol::agent::InterfaceGrant;
+use node_shim_protocol::agent::{GrantedNetwork, InterfaceBinding, InterfaceGrant, InterfaceRequest};
 use node_shim_protocol::config::{Binding, GuestNetwork};
 use node_shim_virtio::net::{GuestIdentity, Link, MacAddress, Net, Options, PAIRS_MAX, Tap};
 use node_shim_virtio::rate_limit::Limits;
 
-use crate::config::CheckedConfig;
+use crate::config::{CheckedConfig, Interface};
 use crate::{jail, log};
 
 /// Longest resolv.conf that is read.
@@ -59,17 +59,36 @@ pub(crate) fn pairs(config: &CheckedConfig) -> u16 {
 
 const _: () = assert!(PAIRS_MAX == node_shim_protocol::agent::MAX_QUEUES);
 
-/// Makes every interface, in the guest's order. `granted` are the agent's, in the order of the masquerade interfaces.
+/// What the node agent is asked for: every interface whose tap is not there already.
+pub(crate) fn requests(config: &CheckedConfig) -> Vec<InterfaceRequest> {
+    let request = |interface: &Interface| {
+        let binding = match interface.binding {
+            Binding::Masquerade => InterfaceBinding::Masquerade,
+            Binding::Bridge => InterfaceBinding::Bridge,
+            Binding::Tap { .. } => return None,
+        };
+        Some(InterfaceRequest {
+            name: interface.name.clone(),
+            mac: interface.mac.to_string(),
+            queues: pairs(config),
+            binding,
+            pod_interface: interface.pod_interface.clone(),
+        })
+    };
+    config.interfaces.iter().filter_map(request).collect()
+}
+
+/// Makes every interface, in the guest's order. `granted` are the agent's, in the order of [`requests`].
 pub(crate) fn open_all(
     config: &CheckedConfig,
     granted: Vec<(InterfaceGrant, Vec<OwnedFd>)>,
 ) -> Result<Vec<Net>, NetworkError> {
-    let resolver = resolver();
+    let resolver = Some(resolver());
     let mut granted = granted.into_iter();
     let mut nets = Vec::with_capacity(config.interfaces.len());
     for (index, interface) in config.interfaces.iter().enumerate() {
         let (network, queues) = match &interface.binding {
-            Binding::Masquerade => {
+            Binding::Masquerade | Binding::Bridge => {
                 let (grant, queues) = granted.next().ok_or_else(|| NetworkError::NotGranted {
                     interface: interface.name.clone(),
                 })?;
@@ -81,7 +100,7 @@ pub(crate) fn open_all(
                     device: device.clone(),
                     source,
                 })?;
-                (network.clone(), queues)
+                (GrantedNetwork::Masquerade(network.clone()), queues)
             }
         };
         let card = Card {
@@ -92,6 +111,8 @@ pub(crate) fn open_all(
             receive_limits: interface.receive_limits,
             transmit_limits: interface.transmit_limits,
         };
+        // A pod's other networks do not know the cluster's names.
+        let resolver = resolver.filter(|_| interface.pod_interface.is_none());
         nets.push(start(card, &network, queues, resolver)?);
     }
     Ok(nets)
@@ -113,7 +134,8 @@ pub(crate) fn attach(
         receive_limits: Limits::default(),
         transmit_limits: Limits::default(),
     };
-    start(card, network, vec![tap], resolver())
+    let network = GrantedNetwork::Masquerade(network.clone());
+    start(card, &network, vec![tap], Some(resolver()))
 }
 
 /// What an interface is, beside its taps and its network.
@@ -130,22 +152,22 @@ struct Card<'a> {
 
 fn start(
     card: Card<'_>,
-    network: &GuestNetwork,
+    network: &GrantedNetwork,
     queues: Vec<OwnedFd>,
-    resolver: &Resolver,
+    resolver: Option<&Resolver>,
 ) -> Result<Net, NetworkError> {
     let tap_error = |source| NetworkError::Tap {
         interface: card.interface.to_owned(),
         source,
     };
-    let identity = GuestIdentity::new(
-        card.mac,
-        network,
-        resolver.name_servers.clone(),
-        resolver.search.clone(),
-        card.host_name.to_owned(),
-    )
-    .map_err(|error| tap_error(io::Error::other(error)))?;
+    let identity = match network {
+        GrantedNetwork::Masquerade(network) => GuestIdentity::private(card.mac, network, card.host_name.to_owned()),
+        GrantedNetwork::Bridge(network) => GuestIdentity::bridged(network, card.host_name.to_owned()),
+    };
+    let mut identity = identity.map_err(|error| tap_error(io::Error::other(error)))?;
+    if let Some(resolver) = resolver {
+        identity = identity.with_resolver(resolver.name_servers.clone(), resolver.search.clone());
+    }
     let links: io::Result<Vec<Box<dyn Link>>> = queues
         .into_iter()
         .map(|queue| Ok(Box::new(Tap::new(queue)?) as Box<dyn Link>))

@@ -18,6 +18,13 @@ pub(crate) fn mac(vm_uid: &str, interface: &str) -> String {
     format!("{first:02x}:{second:02x}:{third:02x}:{fourth:02x}:{fifth:02x}:{sixth:02x}")
 }
 
+/// Name of the pod's interface on the network of a VM's interface. It says nothing of the order, so that it stays when others come or go.
+pub(crate) fn pod_interface(interface: &str) -> String {
+    let hash = Uuid::new_v5(&NAMESPACE, interface.as_bytes());
+    let [first, second, third, fourth, fifth, ..] = *hash.as_bytes();
+    format!("net{first:02x}{second:02x}{third:02x}{fourth:02x}{fifth:02x}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -30,6 +37,12 @@ mod tests {
         assert_eq!(mac(UID, "default"), mac(UID, "default"));
         assert_ne!(mac(UID, "default"), mac(UID, "other"));
         assert_ne!(mac(UID, "default"), mac("another", "default"));
+    }
+
+    #[test]
+    fn a_pods_interface_has_a_name_that_the_kernel_takes() {
+        let long = pod_interface(&"n".repeat(63));
+        assert_eq!((long.len(), pod_interface("a") == pod_interface("b")), (13, false));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crds::network_interface::MULTUS_ANNOTATION;
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, ConfigMapVolumeSource, Container, ContainerResizePolicy, DownwardAPIVolumeFile,
@@ -18,7 +19,7 @@ use thiserror::Error;
 
 use super::{
     CONTAINER, GENERATION_ANNOTATION, MANAGED_BY_LABEL, RESTARTED_AT_ANNOTATION, SPEC_ANNOTATION, VM_LABEL,
-    guest_command,
+    guest_command, networks,
     resources::Frame,
     snapshot::Snapshot,
     vm_config::{self, NETWORK_DATA_FILE, USER_DATA_FILE, vm_config},
@@ -42,7 +43,7 @@ const CLOUD_INIT_VOLUME: &str = "cloud-init";
 /// Why no pod can be made from a VM.
 #[derive(Debug, Error)]
 pub(crate) enum PodError {
-    #[error("failed to write the VM's configuration as JSON")]
+    #[error("failed to write the VM's configuration or its networks as JSON")]
     Json(#[source] serde_json::Error),
     #[error(
         "the VM's configuration and annotations need {0} bytes of the 262144 that a pod can carry: \
@@ -92,6 +93,9 @@ fn annotations(vm: &ValidatedVm, config: &VmConfig) -> Result<BTreeMap<String, S
         serde_json::to_string(config).map_err(PodError::Json)?,
     );
     annotations.insert(SPEC_ANNOTATION.to_owned(), Snapshot::of(&vm.source.spec).text());
+    if let Some(networks) = networks::annotation(vm).map_err(PodError::Json)? {
+        annotations.insert(MULTUS_ANNOTATION.to_owned(), networks);
+    }
     if let Some(generation) = vm.generation {
         annotations.insert(GENERATION_ANNOTATION.to_owned(), generation.to_string());
     }

@@ -12,7 +12,9 @@ use node_shim_protocol::{
 };
 
 use super::identity;
-use crate::virtual_machine::validate::{self, BootSource, Data, ValidDisk, ValidInterface, ValidLimits, ValidatedVm};
+use crate::virtual_machine::validate::{
+    self, BootSource, Data, ValidBinding, ValidDisk, ValidInterface, ValidLimits, ValidatedVm,
+};
 
 /// File name of user data in the cloud-init volume.
 pub(crate) const USER_DATA_FILE: &str = "user-data";
@@ -160,7 +162,14 @@ fn interface(vm: &ValidatedVm, interface: &ValidInterface) -> Interface {
         mac: identity::mac(&vm.uid, &interface.name),
         receive_limit: rate_limit(interface.receive_limits),
         transmit_limit: rate_limit(interface.transmit_limits),
-        binding: Binding::Masquerade,
+        binding: match interface.binding {
+            ValidBinding::Masquerade => Binding::Masquerade,
+            ValidBinding::Bridge => Binding::Bridge,
+        },
+        pod_interface: interface
+            .network
+            .as_ref()
+            .map(|_| identity::pod_interface(&interface.name)),
     }
 }
 

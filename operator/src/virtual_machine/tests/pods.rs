@@ -153,6 +153,20 @@ fn ignition_limits_and_pull_secrets() {
 }
 
 #[test]
+fn networks_of_multus() {
+    golden(
+        "networks",
+        &with_spec(&json!({
+            "interfaces": [
+                { "name": "default", "bridge": {} },
+                { "name": "lan", "bridge": {}, "multus": { "networkName": "lan" } },
+                { "name": "storage", "masquerade": {}, "multus": { "networkName": "infra/storage" } },
+            ],
+        })),
+    );
+}
+
+#[test]
 fn a_pod_keeps_its_class_of_service() {
     for (cpu, class) in [
         (json!({ "cores": 2 }), "Burstable"),
@@ -284,7 +298,10 @@ fn invalid_specs_say_what_to_write() {
         json!({ "disks": [{ "name": "a", "io": "Threads", "secret": { "secretName": "b" } }] }),
         json!({ "disks": [{ "name": "a", "cache": "None", "image": { "image": "b" } }] }),
         json!({ "interfaces": [{ "name": "a" }] }),
+        json!({ "interfaces": [{ "name": "a", "masquerade": {}, "bridge": {} }] }),
         json!({ "interfaces": [{ "name": "a", "masquerade": {} }, { "name": "b", "masquerade": {} }] }),
+        json!({ "interfaces": [{ "name": "a", "masquerade": {} }, { "name": "b", "bridge": {} }] }),
+        json!({ "podMetadata": { "annotations": { "k8s.v1.cni.cncf.io/networks": "other" } } }),
         json!({ "cloudInit": { "userData": "a", "userDataSecretRef": { "name": "b" } } }),
         json!({ "cloudInit": { "networkData": "a".repeat(40_000) } }),
         json!({ "readinessProbe": {} }),

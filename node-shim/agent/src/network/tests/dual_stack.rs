@@ -2,7 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
-use node_shim_protocol::agent::InterfaceRequest;
+use node_shim_protocol::agent::{InterfaceBinding, InterfaceRequest};
 
 use super::super::GuestInterface;
 use super::frame::{Datagram6, ICMPV6, UDP};
@@ -89,7 +89,7 @@ fn the_guest_reaches_no_socket_in_the_pods_namespace() {
 #[test]
 fn the_grant_says_so_and_the_rules_are_the_documented_ones() {
     let lab = lab!();
-    let ipv6 = lab.grant.network.ipv6.as_ref().unwrap();
+    let ipv6 = lab::private(&lab.grant).ipv6.as_ref().unwrap();
     assert_eq!((ipv6.address, ipv6.gateway, ipv6.prefix_length), (GUEST6, GATEWAY6, 64));
     assert_eq!(lab.rules(), include_str!("dual_stack.nft"));
 }
@@ -103,6 +103,8 @@ fn a_tap_has_the_queues_that_were_asked_for() {
         name: "net0".into(),
         mac: "02:00:00:00:01:00".into(),
         queues: 4,
+        binding: InterfaceBinding::Masquerade,
+        pod_interface: None,
     };
     let interfaces = GuestInterface::check_all(&[request]).unwrap();
     let attached = lab::attach_interfaces(&lab.pod, interfaces).unwrap().swap_remove(0);

@@ -183,6 +183,17 @@ impl Datagram6 {
         .with_checksum(2)
     }
 
+    /// An `ICMPv6` message, with the hop limit of neighbour discovery.
+    pub(super) fn icmp(source: Ipv6Addr, destination: Ipv6Addr, payload: Vec<u8>) -> Self {
+        Self {
+            source,
+            destination,
+            protocol: ICMPV6,
+            payload,
+        }
+        .with_checksum(2)
+    }
+
     fn with_checksum(mut self, at: usize) -> Self {
         let length = u16::try_from(self.payload.len()).unwrap();
         let mut pseudo = [self.source.octets(), self.destination.octets()].concat();
@@ -202,7 +213,7 @@ impl Datagram6 {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut packet = vec![0x60, 0, 0, 0];
         packet.extend(u16::try_from(self.payload.len()).unwrap().to_be_bytes());
-        packet.extend([self.protocol, 64]);
+        packet.extend([self.protocol, 255]);
         packet.extend(self.source.octets());
         packet.extend(self.destination.octets());
         packet.extend(&self.payload);

@@ -8,7 +8,8 @@ use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use node_shim_protocol::agent::InterfaceGrant;
+use node_shim_protocol::agent::{GrantedNetwork, InterfaceGrant};
+use node_shim_protocol::config::GuestNetwork;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketAddrV4, SocketFlags, SocketType, ipproto};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
@@ -76,17 +77,17 @@ impl Namespace {
         })
     }
 
-    fn ip(&self, arguments: &str) {
+    pub(super) fn ip(&self, arguments: &str) {
         self.run("ip", &arguments.split(' ').collect::<Vec<_>>());
     }
 
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 }
 
 /// The test's end of the tap.
-pub(super) struct Guest(Option<File>);
+pub(super) struct Guest(pub(super) Option<File>);
 
 impl Guest {
     /// The next IPv4 packet of `protocol`; what the kernel says besides is passed over.
@@ -100,7 +101,8 @@ impl Guest {
         self.next(|frame| Datagram6::parse(frame).filter(ours))
     }
 
-    fn next<T>(&self, parse: impl Fn(&[u8]) -> Option<T>) -> T {
+    /// The next frame that `parse` makes something of.
+    pub(super) fn next<T>(&self, parse: impl Fn(&[u8]) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut tap = self.0.as_ref().unwrap();
         let mut frame = vec![0; 65536];
@@ -128,11 +130,16 @@ impl Guest {
     }
 
     fn send_packet(&self, kind: u16, packet: &[u8]) {
+        self.send_frame([0x02, 0, 0x54, 0x4d, 0, 0], GUEST_MAC, kind, packet);
+    }
+
+    /// Sends a frame.
+    pub(super) fn send_frame(&self, destination: [u8; 6], source: [u8; 6], kind: u16, payload: &[u8]) {
         let mut frame = vec![0; VIRTIO_NET_HEADER_BYTES];
-        frame.extend([0x02, 0, 0x54, 0x4d, 0, 0]);
-        frame.extend(GUEST_MAC);
+        frame.extend(destination);
+        frame.extend(source);
         frame.extend(kind.to_be_bytes());
-        frame.extend(packet);
+        frame.extend(payload);
         self.0.as_ref().unwrap().write_all(&frame).unwrap();
     }
 }
@@ -145,6 +152,14 @@ fn wait_readable(tap: &File, deadline: Instant) {
     };
     let ready = rustix::event::poll(&mut [PollFd::new(tap, PollFlags::IN)], Some(&timeout)).unwrap();
     assert!(ready > 0, "the guest got no such packet");
+}
+
+/// What a guest on a private network is told.
+pub(super) fn private(grant: &InterfaceGrant) -> &GuestNetwork {
+    match &grant.network {
+        GrantedNetwork::Masquerade(network) => network,
+        GrantedNetwork::Bridge(network) => panic!("a bridge: {network:?}"),
+    }
 }
 
 /// Everything.
@@ -172,19 +187,7 @@ impl Lab {
     }
 
     fn make(count: u8, ipv6: bool) -> Option<Self> {
-        let (node, pod) = (Namespace::new()?, Namespace::new()?);
-        node.ip(&format!("link add node0 type veth peer name eth0 netns {}", pod.path()));
-        node.ip("addr add 10.244.1.1/24 dev node0");
-        node.ip("link set node0 up");
-        pod.ip("addr add 10.244.1.7/24 dev eth0");
-        pod.ip("link set eth0 mtu 1450 up");
-        pod.ip("link set lo up");
-        pod.ip("route add default via 10.244.1.1");
-        if ipv6 {
-            node.ip("addr add fd00:244:1::1/64 dev node0 nodad");
-            pod.ip("addr add fd00:244:1::7/64 dev eth0 nodad");
-            pod.ip("-6 route add default via fd00:244:1::1");
-        }
+        let (node, pod) = pod(ipv6)?;
         let Attached { grant, mut queues } = attach_interfaces(&pod, interfaces(count)).unwrap().swap_remove(0);
         let tap = queues.swap_remove(0);
         Some(Self {
@@ -211,6 +214,24 @@ impl Lab {
     pub(super) fn rules(&self) -> String {
         self.pod.run("nft", &["list", "ruleset"])
     }
+}
+
+/// A node's namespace and a pod's, or nothing without root.
+pub(super) fn pod(ipv6: bool) -> Option<(Namespace, Namespace)> {
+    let (node, pod) = (Namespace::new()?, Namespace::new()?);
+    node.ip(&format!("link add node0 type veth peer name eth0 netns {}", pod.path()));
+    node.ip("addr add 10.244.1.1/24 dev node0");
+    node.ip("link set node0 up");
+    pod.ip("addr add 10.244.1.7/24 dev eth0");
+    pod.ip("link set eth0 mtu 1450 up");
+    pod.ip("link set lo up");
+    pod.ip("route add default via 10.244.1.1");
+    if ipv6 {
+        node.ip("addr add fd00:244:1::1/64 dev node0 nodad");
+        pod.ip("addr add fd00:244:1::7/64 dev eth0 nodad");
+        pod.ip("-6 route add default via fd00:244:1::1");
+    }
+    Some((node, pod))
 }
 
 /// Attaches one interface.

@@ -9,7 +9,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::{GuestIdentity, dns_name};
+use node_shim_protocol::config::Route;
+
+use super::{GuestIdentity, GuestIpv4, dns_name};
 use crate::net::address::MacAddress;
 use crate::net::frame::{Ethernet, TYPE_IPV4, Udp};
 
@@ -55,6 +57,8 @@ const OPTION_SERVER: u8 = 54;
 const OPTION_MAX_MESSAGE: u8 = 57;
 const OPTION_CLIENT_ID: u8 = 61;
 const OPTION_SEARCH: u8 = 119;
+/// RFC 3442.
+const OPTION_ROUTES: u8 = 121;
 const OPTION_END: u8 = 255;
 
 /// DHCP message types (RFC 2132, 9.6).
@@ -114,18 +118,18 @@ struct Query<'a> {
 }
 
 /// Whether a datagram of the guest is one for its DHCP server.
-pub fn is_for_server(guest: &GuestIdentity, udp: &Udp<'_>) -> bool {
-    udp.destination_port == SERVER_PORT && (udp.destination.is_broadcast() || udp.destination == guest.gateway)
+pub fn is_for_server(ours: &GuestIpv4, udp: &Udp<'_>) -> bool {
+    udp.destination_port == SERVER_PORT && (udp.destination.is_broadcast() || udp.destination == ours.server)
 }
 
 /// The frame that answers a datagram, if there is anything to say.
-pub fn answer(guest: &GuestIdentity, udp: &Udp<'_>) -> Option<Vec<u8>> {
+pub fn answer(guest: &GuestIdentity, ours: &GuestIpv4, udp: &Udp<'_>) -> Option<Vec<u8>> {
     let query = Query::parse(udp.payload, guest.mac)?;
-    let message = decide(guest, &query)?;
-    let payload = write_reply(guest, &query, message);
-    let (mac, destination) = addressee(guest, &query, message);
+    let message = decide(ours, &query)?;
+    let payload = write_reply(guest, ours, &query, message);
+    let (mac, destination) = addressee(guest.mac, ours, &query, message);
     let reply = Udp {
-        source: guest.gateway,
+        source: ours.server,
         destination,
         source_port: SERVER_PORT,
         destination_port: CLIENT_PORT,
@@ -143,15 +147,15 @@ pub fn answer(guest: &GuestIdentity, udp: &Udp<'_>) -> Option<Vec<u8>> {
     )
 }
 
-fn decide(guest: &GuestIdentity, query: &Query<'_>) -> Option<Message> {
+fn decide(ours: &GuestIpv4, query: &Query<'_>) -> Option<Message> {
     match query.message {
         Message::Discover => Some(Message::Offer),
         Message::Request => {
-            if query.server.is_some_and(|server| server != guest.gateway) {
+            if query.server.is_some_and(|server| server != ours.server) {
                 return None;
             }
             let wanted = query.requested_address.unwrap_or(query.client_address);
-            Some(if wanted == guest.address {
+            Some(if wanted == ours.address {
                 Message::Ack
             } else {
                 Message::Nak
@@ -163,15 +167,15 @@ fn decide(guest: &GuestIdentity, query: &Query<'_>) -> Option<Message> {
 }
 
 /// To whom a reply goes (RFC 2131, 4.1).
-fn addressee(guest: &GuestIdentity, query: &Query<'_>, message: Message) -> (MacAddress, Ipv4Addr) {
+fn addressee(guest: MacAddress, ours: &GuestIpv4, query: &Query<'_>, message: Message) -> (MacAddress, Ipv4Addr) {
     if message == Message::Nak {
         (MacAddress::BROADCAST, Ipv4Addr::BROADCAST)
     } else if !query.client_address.is_unspecified() {
-        (guest.mac, query.client_address)
+        (guest, query.client_address)
     } else if query.flags & FLAG_BROADCAST != 0 {
         (MacAddress::BROADCAST, Ipv4Addr::BROADCAST)
     } else {
-        (guest.mac, guest.address)
+        (guest, ours.address)
     }
 }
 
@@ -229,7 +233,7 @@ impl<'a> Query<'a> {
     }
 }
 
-fn write_reply(guest: &GuestIdentity, query: &Query<'_>, message: Message) -> Vec<u8> {
+fn write_reply(guest: &GuestIdentity, ours: &GuestIpv4, query: &Query<'_>, message: Message) -> Vec<u8> {
     let mut reply = vec![0; OPTIONS];
     reply[..3].copy_from_slice(&[BOOT_REPLY, HARDWARE_ETHERNET, 6]);
     reply[TRANSACTION..TRANSACTION + 4].copy_from_slice(&query.transaction);
@@ -237,7 +241,7 @@ fn write_reply(guest: &GuestIdentity, query: &Query<'_>, message: Message) -> Ve
     reply[CLIENT_HARDWARE..CLIENT_HARDWARE + 6].copy_from_slice(&guest.mac.0);
     reply[COOKIE..OPTIONS].copy_from_slice(&MAGIC_COOKIE);
     put(&mut reply, OPTION_MESSAGE_TYPE, &[message.code()]);
-    put(&mut reply, OPTION_SERVER, &guest.gateway.octets());
+    put(&mut reply, OPTION_SERVER, &ours.server.octets());
     // A server returns the client's identifier (RFC 6842).
     if let Some(id) = query.client_id {
         put(&mut reply, OPTION_CLIENT_ID, id);
@@ -247,10 +251,10 @@ fn write_reply(guest: &GuestIdentity, query: &Query<'_>, message: Message) -> Ve
             reply[CLIENT_ADDRESS..CLIENT_ADDRESS + 4].copy_from_slice(&query.client_address.octets());
         } else {
             reply[CLIENT_ADDRESS..CLIENT_ADDRESS + 4].copy_from_slice(&query.client_address.octets());
-            reply[YOUR_ADDRESS..YOUR_ADDRESS + 4].copy_from_slice(&guest.address.octets());
+            reply[YOUR_ADDRESS..YOUR_ADDRESS + 4].copy_from_slice(&ours.address.octets());
             put(&mut reply, OPTION_LEASE, &LEASE_FOREVER.to_be_bytes());
         }
-        put_network(&mut reply, guest);
+        put_network(&mut reply, guest, ours);
         let limit = usize::from(query.max_packet.min(guest.mtu)).saturating_sub(PACKET_HEADER_BYTES);
         put_domain(&mut reply, &guest.search, limit);
         put_search(&mut reply, &guest.search, limit);
@@ -260,11 +264,17 @@ fn write_reply(guest: &GuestIdentity, query: &Query<'_>, message: Message) -> Ve
     reply
 }
 
-fn put_network(reply: &mut Vec<u8>, guest: &GuestIdentity) {
-    let mask = guest.mask();
+fn put_network(reply: &mut Vec<u8>, guest: &GuestIdentity, ours: &GuestIpv4) {
+    let mask = ours.mask();
     put(reply, OPTION_MASK, &mask.octets());
-    put(reply, OPTION_BROADCAST, &(guest.address | !mask).octets());
-    put(reply, OPTION_ROUTER, &guest.gateway.octets());
+    // A prefix of two addresses or one has none (RFC 3021).
+    if ours.prefix_length <= 30 {
+        put(reply, OPTION_BROADCAST, &(ours.address | !mask).octets());
+    }
+    if let Some(gateway) = ours.gateway {
+        put(reply, OPTION_ROUTER, &gateway.octets());
+    }
+    put(reply, OPTION_ROUTES, &routes(&ours.routes));
     put(reply, OPTION_MTU, &guest.mtu.to_be_bytes());
     let servers: Vec<u8> = guest
         .name_servers4()
@@ -273,6 +283,18 @@ fn put_network(reply: &mut Vec<u8>, guest: &GuestIdentity) {
         .collect();
     put(reply, OPTION_NAME_SERVERS, &servers);
     put(reply, OPTION_HOST_NAME, guest.host_name.as_bytes());
+}
+
+/// Classless static routes. Who understands them looks at no gateway besides, so the default route is among them.
+fn routes(routes: &[Route]) -> Vec<u8> {
+    let mut value = Vec::new();
+    for route in routes {
+        let significant = usize::from(route.prefix_length.min(32).div_ceil(8));
+        value.push(route.prefix_length.min(32));
+        value.extend_from_slice(&route.destination.octets()[..significant]);
+        value.extend_from_slice(&route.gateway.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
+    }
+    value
 }
 
 /// Appends an option; one without a value is left out, and what an option cannot hold is too.

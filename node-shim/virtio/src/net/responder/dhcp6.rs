@@ -135,7 +135,7 @@ pub fn answer(guest: &GuestIdentity, ours: &GuestIpv6, packet: &Packet<'_>, udp:
         destination_port: CLIENT_PORT,
         payload: &payload,
     };
-    let packet = ipv6::write_packet(ours.router(), packet.source, ipv6::PROTOCOL_UDP, reply.write()?, 6)?;
+    let packet = ipv6::write_packet(ours.router, packet.source, ipv6::PROTOCOL_UDP, reply.write()?, 6)?;
     let frame = Ethernet {
         destination: guest.mac,
         source: guest.gateway_mac,

@@ -1,8 +1,9 @@
-//! Neighbour discovery (RFC 4861): router advertisements, and the gateway's answers. No other router and no other neighbour exists.
+//! Neighbour discovery (RFC 4861): router advertisements, and the router's answers. On a private network no other router and no other neighbour
+//! exists; on one with others, the guest finds them itself.
 
 use std::net::Ipv6Addr;
 
-use super::{GuestIdentity, GuestIpv6, Protocol, dns_name};
+use super::{GuestIdentity, GuestIpv6, Network, Protocol, dns_name};
 use crate::net::address::MacAddress;
 use crate::net::frame::Ethernet;
 use crate::net::guard::{DropReason, Layout, Verdict};
@@ -52,7 +53,8 @@ pub fn judge(guest: &GuestIdentity, ours: &GuestIpv6, packet: &Packet<'_>, messa
         return Some(Verdict::Drop(DropReason::Malformed));
     };
     match *kind {
-        LISTENER_QUERY | LISTENER_REPORT | LISTENER_DONE | LISTENER_REPORT_2 => return Some(Verdict::Absorb),
+        LISTENER_REPORT | LISTENER_DONE | LISTENER_REPORT_2 => return Some(for_others(guest)),
+        LISTENER_QUERY => return Some(Verdict::Absorb),
         ROUTER_SOLICITATION..=REDIRECT => {}
         _ => return None,
     }
@@ -73,12 +75,20 @@ pub fn judge(guest: &GuestIdentity, ours: &GuestIpv6, packet: &Packet<'_>, messa
 fn judge_solicitation(guest: &GuestIdentity, ours: &GuestIpv6, message: &[u8]) -> Result<Verdict, DropReason> {
     let target = target_of(message)?;
     options_of(guest, message, NEIGHBOUR_BYTES)?;
-    // Everything else is duplicate address detection, or nobody.
+    // On a private network everything else is duplicate address detection, or nobody.
     Ok(if ours.is_router(target) {
         Verdict::Inspect(Protocol::Neighbour)
     } else {
-        Verdict::Absorb
+        for_others(guest)
     })
+}
+
+/// What becomes of a message that is not for the responder.
+fn for_others(guest: &GuestIdentity) -> Verdict {
+    match guest.network {
+        Network::Private => Verdict::Absorb,
+        Network::Shared | Network::Open => Verdict::Forward(Layout::Opaque),
+    }
 }
 
 fn judge_advertisement(
@@ -92,7 +102,7 @@ fn judge_advertisement(
     if target == ours.address && packet.source == ours.address {
         Ok(Verdict::Forward(Layout::Opaque))
     } else if target == ours.address || ours.is_guest_link_local(target) {
-        Ok(Verdict::Absorb)
+        Ok(for_others(guest))
     } else {
         Err(DropReason::SpoofedNeighbour)
     }
@@ -124,7 +134,7 @@ fn options_of(guest: &GuestIdentity, message: &[u8], at: usize) -> Result<(), Dr
     }
 }
 
-/// The gateway's answer to a neighbour solicitation.
+/// The router's answer to a neighbour solicitation.
 pub fn answer(guest: &GuestIdentity, ours: &GuestIpv6, packet: &Packet<'_>, message: &[u8]) -> Option<Vec<u8>> {
     let target = target_of(message).ok().filter(|target| ours.is_router(*target))?;
     // Nobody to answer: somebody who tries the address (7.2.4).
@@ -135,28 +145,32 @@ pub fn answer(guest: &GuestIdentity, ours: &GuestIpv6, packet: &Packet<'_>, mess
     };
     let mut reply = vec![NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0];
     reply.extend_from_slice(&target.octets());
-    put_mac(&mut reply, OPTION_TARGET, guest.gateway_mac);
+    put_mac(&mut reply, OPTION_TARGET, ours.router_mac.unwrap_or(guest.gateway_mac));
     frame(guest, target, destination, reply)
 }
 
 /// A router advertisement to one node, or to all.
 pub fn advertisement(guest: &GuestIdentity, ours: &GuestIpv6, to: Option<Ipv6Addr>) -> Option<Vec<u8>> {
     let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, HOP_LIMIT, FLAGS_MANAGED_OTHER];
-    message.extend_from_slice(&ROUTER_LIFETIME.to_be_bytes());
+    // Zero: it is a router of this link only, by no default route.
+    let lifetime = ours.router_mac.map_or(0, |_| ROUTER_LIFETIME);
+    message.extend_from_slice(&lifetime.to_be_bytes());
     // Reachable time and retransmission timer: the node's own.
     message.extend_from_slice(&[0; 8]);
-    put_mac(&mut message, OPTION_SOURCE, guest.gateway_mac);
+    put_mac(&mut message, OPTION_SOURCE, ours.router_mac.unwrap_or(guest.gateway_mac));
     message.extend_from_slice(&[OPTION_MTU, 1, 0, 0]);
     message.extend_from_slice(&u32::from(guest.mtu).to_be_bytes());
-    message.extend_from_slice(&[OPTION_PREFIX, 4, ours.prefix_length, PREFIX_ON_LINK]);
-    message.extend_from_slice(&FOREVER.to_be_bytes());
-    message.extend_from_slice(&FOREVER.to_be_bytes());
-    message.extend_from_slice(&[0; 4]);
-    message.extend_from_slice(&ours.prefix().octets());
+    if ours.prefix_length < 128 {
+        message.extend_from_slice(&[OPTION_PREFIX, 4, ours.prefix_length, PREFIX_ON_LINK]);
+        message.extend_from_slice(&FOREVER.to_be_bytes());
+        message.extend_from_slice(&FOREVER.to_be_bytes());
+        message.extend_from_slice(&[0; 4]);
+        message.extend_from_slice(&ours.prefix().octets());
+    }
     put_name_servers(&mut message, guest);
     put_search(&mut message, guest);
     let destination = to.filter(|to| !to.is_unspecified()).unwrap_or(ALL_NODES);
-    frame(guest, ours.router(), destination, message)
+    frame(guest, ours.router, destination, message)
 }
 
 /// What a guest that cannot say it itself would say after it moved: its address is here (7.2.6).

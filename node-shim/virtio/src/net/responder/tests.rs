@@ -1,4 +1,7 @@
+use std::net::Ipv4Addr;
+
 use super::*;
+use crate::net::address::MacAddress;
 use crate::net::frame::{ARP_REPLY, ARP_REQUEST, TYPE_ARP, TYPE_IPV4};
 use crate::net::guard::Version;
 
@@ -10,12 +13,17 @@ const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
 fn responder() -> Responder {
     Responder::new(GuestIdentity {
         mac: GUEST,
-        address: ADDRESS,
-        prefix_length: 24,
-        gateway: ROUTER,
+        network: Network::Private,
+        ipv4: Some(GuestIpv4 {
+            address: ADDRESS,
+            prefix_length: 24,
+            gateway: Some(ROUTER),
+            routes: Vec::new(),
+            server: ROUTER,
+        }),
+        ipv6: None,
         gateway_mac: GATEWAY,
         mtu: 1450,
-        ipv6: None,
         name_servers: vec![Ipv4Addr::new(10, 96, 0, 10).into(), "fd00:96::a".parse().unwrap()],
         search: vec![
             "default.svc.cluster.local".into(),
@@ -374,4 +382,5 @@ fn verdicts() {
     }
 }
 
+mod bridged;
 mod ipv6;

@@ -23,7 +23,9 @@ fn responder6() -> Responder {
     guest.ipv6 = Some(GuestIpv6 {
         address: at(OWN),
         prefix_length: 64,
-        gateway: at(GATEWAY6),
+        gateway: Some(at(GATEWAY6)),
+        router: at(ROUTER6),
+        router_mac: Some(GATEWAY),
     });
     Responder::new(guest)
 }
