@@ -178,7 +178,7 @@ pub(crate) fn load_lent(path: &Path) -> Result<(Disk, PathBuf, DiskOptions), Con
         rate_limit: disk.rate_limit,
         discard: disk.discard,
     };
-    Ok((disk::check_one(disk)?, scratch, options))
+    Ok((check_disk(disk)?, scratch, options))
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {

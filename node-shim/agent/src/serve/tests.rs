@@ -29,6 +29,7 @@ fn status(state: GuestState) -> GuestStatus {
         resets: 0,
         kernel: None,
         hindrance: None,
+        disks: Vec::new(),
     }
 }
 
@@ -67,7 +68,7 @@ async fn guest(node: &mut Node) -> (String, GuestStatus) {
         let Report { pod, what, .. } = node.report().await;
         match what {
             What::Guest(status) => return (pod.to_string(), status),
-            What::Connected(_) | What::Resized(_) | What::HungUp => {}
+            _ => {}
         }
     }
 }

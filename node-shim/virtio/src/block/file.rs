@@ -439,14 +439,14 @@ mod tests {
         }
         let named = rustix::fs::open(&path, OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
         let directory = File::open(directory.path()).unwrap();
-        let (pipe, _other) = rustix::pipe::pipe().unwrap();
+        let (pipe, _other) = io::pipe().unwrap();
         for (file, read_only, expected) in [
             (open("disk", false), false, "not open for that"),
             (File::options().write(true).open(&path).unwrap(), true, "not open for that"),
             (named.into(), true, "not open for that"),
             (open("odd", true), false, "whole number"),
             (directory, true, "neither a regular file nor a block device"),
-            (pipe.into(), true, "neither a regular file nor a block device"),
+            (File::from(std::os::fd::OwnedFd::from(pipe)), true, "neither a regular file nor a block device"),
             (File::open("/dev/zero").unwrap(), true, "neither a regular file nor a block device"),
         ] {
             let error = lent(file, read_only).unwrap_err().to_string();
