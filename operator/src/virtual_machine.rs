@@ -4,7 +4,7 @@
 //! observe ──► validate ──► (history, decide) ──► desired ──► apply ──► status
 //!   IO          pure             pure              pure        IO       pure, then one write if it changed
 //!                                 │ the pod runs, and stays              ▲
-//!                                 └──► (changes, resize) ──► apply ──────┘
+//!                                 └──► (changes, resize, hotplug) ──► apply ──┘
 //!                                            pure              IO
 //! ```
 //!
@@ -16,6 +16,7 @@ mod apply;
 mod changes;
 mod desired;
 mod eviction;
+mod hotplug;
 mod instance_type;
 mod lifecycle;
 mod live;
@@ -44,10 +45,11 @@ use kube::{
 use serde_json::json;
 use thiserror::Error;
 
-pub(crate) use desired::{MANAGED_BY_LABEL, VM_LABEL};
+pub(crate) use desired::{MANAGED_BY_LABEL, VM_LABEL, VOLUME_OF_LABEL};
 
 use self::{
-    apply::Applied,
+    apply::{Applied, VolumeDone},
+    desired::volume_pod::{self, VmPod},
     eviction::Protection,
     lifecycle::{Decision, Facts, StallCause, WaitCause},
     live::Live,
@@ -176,11 +178,20 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
     if applied == Applied::Outdated {
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
-    let mut live = Live::of(vm, &valid, &observed.state, observed.pod.as_ref()).filter(|_| decision == Decision::Keep);
-    if let Some(live) = &mut live
-        && apply_live(live, &valid, &observed, context).await? == apply::Changed::Gone
-    {
-        return Ok(Action::requeue(Duration::from_secs(1)));
+    delete_volume_pods(
+        hotplug::leftovers(&observed.state, &observed.volumes),
+        &valid.namespace,
+        context,
+    )
+    .await?;
+    let (pod, volumes) = (observed.pod.as_ref(), &observed.volumes);
+    let mut live = Live::of(vm, &valid, &observed.state, pod, volumes, observed.now)
+        .filter(|_| decision == Decision::Keep);
+    if let Some(live) = &mut live {
+        if apply_live(live, &valid, &observed, context).await? == apply::Changed::Gone {
+            return Ok(Action::requeue(Duration::from_secs(1)));
+        }
+        apply_disks(live, &valid, &observed, context).await?;
     }
     let rejected = match &applied {
         Applied::Rejected { message, .. } => Some(ReconcileError::Rejected {
@@ -197,6 +208,8 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
     } else {
         next_look(decision, &applied, &observed).min(next_look_at_budget(&protection))
     };
+    let disks = live.as_ref().and_then(|live| live.disks.as_ref()?.look_again);
+    let wait = disks.map_or(wait, |disks| wait.min(disks.unsigned_abs()));
     let too_early = too_early(decision, &applied, &observed);
     if decision != Decision::Leave && !too_early {
         let verdict = Verdict::Done(decision, applied);
@@ -242,6 +255,71 @@ async fn apply_live(
     }
 }
 
+/// Brings the disks of a VM that runs a step closer to its spec, and notes in `live` what is in the way. What the guest is to have is written with the status.
+async fn apply_disks(
+    live: &mut Live,
+    valid: &ValidatedVm,
+    observed: &Observed,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    let (Some(plan), Some(own)) = (&mut live.disks, observed.state.own()) else {
+        return Ok(());
+    };
+    let Some(node) = own.node.as_deref() else {
+        return Ok(());
+    };
+    let run = VmPod { uid: &own.uid, node };
+    let (makes, deletes): (Vec<_>, Vec<_>) = std::mem::take(&mut plan.steps)
+        .into_iter()
+        .partition(|step| matches!(step, hotplug::Step::Make(_)));
+    delete_volume_pods(deletes, &valid.namespace, context).await?;
+    for step in makes {
+        let hotplug::Step::Make(name) = step else { continue };
+        let Some(disk) = valid.disks.iter().find(|disk| disk.name == name) else {
+            continue;
+        };
+        let pod = match volume_pod::volume_pod(valid, disk, &run, &context.settings.shim_image) {
+            Ok(pod) => pod,
+            Err(error) => {
+                plan.fail(&name, &error.to_string());
+                continue;
+            }
+        };
+        match apply::make_volume_pod(&pod, context).await? {
+            VolumeDone::Done => {}
+            VolumeDone::NameTaken => {
+                let pod = pod.name_any();
+                plan.fail(
+                    &name,
+                    &format!("a pod named {pod:?} that is not this VM's has the name of its volume pod: delete that pod, or rename the disk"),
+                );
+                plan.look_again = Some(jiff::SignedDuration::from_secs(FOREIGN_PERIOD.as_secs().cast_signed()));
+            }
+            VolumeDone::Rejected(message) => {
+                plan.fail(
+                    &name,
+                    &format!("the API server did not admit its volume pod: {message}"),
+                );
+                plan.look_again = Some(jiff::SignedDuration::from_secs(REJECTED_PERIOD.as_secs().cast_signed()));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn delete_volume_pods(
+    steps: Vec<hotplug::Step>,
+    namespace: &str,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    for step in steps {
+        if let hotplug::Step::Delete { name, uid, at_once } = step {
+            apply::delete_volume_pod(namespace, &name, &uid, at_once, context).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Validate, decide, and make the pod if one is to be created: pure. The error is a reason and a message for the VM's owner.
 fn plan(
     vm: &VirtualMachine,
@@ -284,6 +362,7 @@ fn decide(vm: &VirtualMachine, restarted_at: Option<Timestamp>, observed: &Obser
         generation: vm.metadata.generation,
         restarted_at,
         pod: &observed.state,
+        volume_pods: !observed.volumes.is_empty(),
         history,
         now: observed.now,
     })
@@ -346,7 +425,7 @@ fn next_look(decision: Decision, applied: &Applied, observed: &Observed) -> Dura
             let end = pod.and_then(|pod| pod.deletion).unwrap_or(observed.now);
             seconds_until(end.as_second() + LOST_AFTER_SECONDS + 1)
         }
-        Decision::Wait(WaitCause::OtherPodGone) | Decision::Stall(StallCause::PodNameTaken) => FOREIGN_PERIOD,
+        Decision::Wait(WaitCause::OtherPodGone | WaitCause::VolumePodsGone) | Decision::Stall(StallCause::PodNameTaken) => FOREIGN_PERIOD,
         Decision::Wait(WaitCause::OwnPodGone { lost: true, .. })
         | Decision::Stop(_)
         | Decision::Remove

@@ -10,7 +10,7 @@ use kube::{
 use super::{
     ReconcileError,
     desired::{
-        CONTAINER,
+        CONTAINER, VOLUME_OF_LABEL,
         resources::{Frame, PodSize},
     },
     eviction::{self, Protection},
@@ -87,6 +87,67 @@ async fn delete(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, ReconcileError> {
         Ok(_) => Ok(Applied::Deleted),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Applied::Outdated),
         Err(error) => Err(write_error("delete", pod, error)),
+    }
+}
+
+/// What came of a volume pod that was to be made or deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum VolumeDone {
+    /// It was, or is already.
+    Done,
+    /// Somebody else's pod has its name.
+    NameTaken,
+    /// The API server did not admit it, and says why.
+    Rejected(String),
+}
+
+/// Makes a volume pod.
+pub(crate) async fn make_volume_pod(pod: &Pod, context: &Context) -> Result<VolumeDone, ReconcileError> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
+    let name = pod.name_any();
+    let exists = match pods.create(&post_parameters(), pod).await {
+        Ok(_) => return Ok(VolumeDone::Done),
+        Err(kube::Error::Api(status)) => match status.code {
+            409 => pods.get_opt(&name).await,
+            400 | 403 | 422 => return Ok(VolumeDone::Rejected(status.message)),
+            _ => return Err(write_error("create", pod, kube::Error::Api(status))),
+        },
+        Err(error) => return Err(write_error("create", pod, error)),
+    };
+    let what = "pod";
+    let exists = exists.map_err(|source| ReconcileError::Read { what, name, source })?;
+    // One of an earlier run is deleted when it is seen.
+    let is_ours = |there: &Pod| there.labels().get(VOLUME_OF_LABEL) == pod.labels().get(VOLUME_OF_LABEL);
+    Ok(if exists.as_ref().is_none_or(is_ours) {
+        VolumeDone::Done
+    } else {
+        VolumeDone::NameTaken
+    })
+}
+
+/// Deletes exactly the volume pod that was observed: with its own grace period, in which it waits for its disk, or at once.
+pub(crate) async fn delete_volume_pod(
+    namespace: &str,
+    name: &str,
+    uid: &str,
+    at_once: bool,
+    context: &Context,
+) -> Result<(), ReconcileError> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let parameters = DeleteParams {
+        // Not 0, which would not wait for the kubelet.
+        grace_period_seconds: at_once.then_some(1),
+        ..delete_parameters(Some(uid.to_owned()))
+    };
+    match pods.delete(name, &parameters).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(source) => Err(ReconcileError::Write {
+            verb: "delete",
+            what: "volume pod",
+            name: name.to_owned(),
+            source,
+        }),
     }
 }
 

@@ -43,10 +43,10 @@ pub(super) enum IdentityError {
     #[error("the kubelet refused to list its pods' devices: {}", .0.message())]
     List(Box<tonic::Status>),
     /// Nobody has the device.
-    #[error("the kubelet knows no pod with the device {} {0}", resource::resource_of(.0))]
+    #[error("the kubelet knows no pod with the device {resource} {0}", resource = resource::resource_of(.0))]
     NotAllocated(String),
     /// Two have it.
-    #[error("the kubelet lists the device {} {device} for both {first} and {second}", resource::resource_of(.device))]
+    #[error("the kubelet lists the device {resource} {device} for both {first} and {second}", resource = resource::resource_of(.device))]
     Ambiguous {
         /// The device's id.
         device: String,

@@ -336,11 +336,11 @@ impl Session {
             let received = loop {
                 tokio::select! {
                     received = &mut next => break received?,
-                    resize = next(&mut sizes) => {
+                    resize = asked_for(&mut sizes) => {
                         asked = Some(resize.sequence);
                         self.send(&Response::Resize(resize), &[]).await?;
                     }
-                    question = next(&mut disks), if version >= DISKS_VERSION => {
+                    question = asked_for(&mut disks), if version >= DISKS_VERSION => {
                         asked_disk = Some(question.name().to_owned());
                         self.ask_disk(question).await?;
                     }
@@ -433,7 +433,7 @@ impl Session {
 }
 
 /// The next thing to ask for; never without anybody who could say it.
-async fn next<T: Clone>(asked: &mut watch::Receiver<Option<T>>) -> T {
+async fn asked_for<T: Clone>(asked: &mut watch::Receiver<Option<T>>) -> T {
     loop {
         if asked.changed().await.is_err() {
             return std::future::pending().await;

@@ -35,6 +35,7 @@ impl Session {
                 tokio::time::sleep_until(turn).await;
                 self.connection.receive().await.map_err(SessionError::Packet)
             };
+            let back = async { is_back.wait_for(|is_back| *is_back).await.is_ok() };
             tokio::select! {
                 received = next => match received? {
                     None => return Ok(()),
@@ -43,7 +44,7 @@ impl Session {
                     }
                     Some(_) => return Err(SessionError::Protocol("a packet came that is none of a volume pod")),
                 },
-                Ok(_) = is_back.wait_for(|is_back| *is_back) => {
+                true = back => {
                     tracing::info!(device = %self.device, %pod, "no VM has the volume pod's disk");
                     self.send(&Response::Returned, &[]).await?;
                     self.connection.linger(super::LINGER).await;
