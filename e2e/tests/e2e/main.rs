@@ -8,6 +8,7 @@ mod debian;
 mod disks;
 mod eviction;
 mod guest_agent;
+mod hotplug;
 mod lifecycle;
 mod operator_crash;
 mod policies;
@@ -44,7 +45,7 @@ async fn main() -> std::process::ExitCode {
 }
 
 /// Names of the modules; as an argument, one runs that module's cases alone.
-const GROUPS: [&str; 13] = [
+const GROUPS: [&str; 14] = [
     "bad_manifests",
     "scheduling",
     "lifecycle",
@@ -56,6 +57,7 @@ const GROUPS: [&str; 13] = [
     "operator_crash",
     "debian",
     "disks",
+    "hotplug",
     "guest_agent",
     "resize",
 ];
@@ -84,6 +86,7 @@ async fn run() -> Result<bool> {
             "bad_workloads" => bad_workloads::run(&cluster, &mut runner).await?,
             "operator_crash" => operator_crash::run(&cluster, &mut runner).await?,
             "disks" => disks::run(&cluster, &mut runner).await?,
+            "hotplug" => hotplug::run(&cluster, &mut runner).await?,
             "debian" => debian::run(&cluster, &mut runner).await?,
             "guest_agent" => guest_agent::run(&cluster, &mut runner).await?,
             _ => resize::run(&cluster, &mut runner).await?,

@@ -273,6 +273,7 @@ fn a_deleted_vm_is_left_to_the_garbage_collector() {
             generation: Some(1),
             restarted_at: None,
             pod: &pod,
+            volume_pods: false,
             history: &History::default(),
             now: at(10),
         };

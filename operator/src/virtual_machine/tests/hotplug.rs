@@ -275,22 +275,22 @@ fn what_the_node_agent_says_against_a_disk_is_said() {
         message: "all PCI slots are taken".into(),
     }];
     let wanted = ["a".to_owned()];
-    let facts = Facts {
-        run: POD_UID,
-        wanted: &wanted,
-        volumes: &[volume("a", VolumePhase::Running)],
-        target: None,
-        guest: Some(&guest),
-        now: at(100),
+    let volumes = [volume("a", VolumePhase::Running)];
+    let said = |guest: &GuestStatus| {
+        shown(&plan(&Facts {
+            run: POD_UID,
+            wanted: &wanted,
+            volumes: &volumes,
+            target: None,
+            guest: Some(guest),
+            now: at(100),
+        }))
+        .2
     };
-    assert_eq!(shown(&plan(&facts)).2, ["!a: all PCI slots are taken"]);
+    assert_eq!(said(&guest), ["!a: all PCI slots are taken"]);
     // That was said of an earlier pod.
     guest.refused_disks[0].pod_uid = "old-uid".into();
-    let facts = Facts {
-        guest: Some(&guest),
-        ..facts
-    };
-    assert_eq!(shown(&plan(&facts)).2, ["a: the guest is given it"]);
+    assert_eq!(said(&guest), ["a: the guest is given it"]);
 }
 
 #[test]
