@@ -139,7 +139,7 @@ pub struct TargetDisks {
     #[schemars(length(max = 64))]
     pub pod_uid: String,
     /// The disks; what the guest was given and is not here it is asked to give up.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 31))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub disks: Vec<TargetDisk>,

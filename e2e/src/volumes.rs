@@ -54,7 +54,11 @@ impl Volumes {
             let name = format!("{}-{name}", self.namespace);
             cluster.kubectl(&["delete", "pv", &name, "--wait=false"]).await?;
         }
-        let remove = format!("losetup --detach {} && rm -rf {}", self.device, directory(&self.namespace));
+        let remove = format!(
+            "losetup --detach {} && rm -rf {}",
+            self.device,
+            directory(&self.namespace)
+        );
         cluster.node_exec(&self.node, &["sh", "-c", &remove]).await?;
         Ok(())
     }

@@ -131,7 +131,13 @@ fn watch_others(
         budgets,
         cordoned,
     };
-    let all = [of_pods.boxed(), of_volumes.boxed(), of_budgets.boxed(), of_types.boxed(), of_nodes.boxed()];
+    let all = [
+        of_pods.boxed(),
+        of_volumes.boxed(),
+        of_budgets.boxed(),
+        of_types.boxed(),
+        of_nodes.boxed(),
+    ];
     (stores, stream::select_all(all))
 }
 

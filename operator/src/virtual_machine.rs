@@ -185,8 +185,8 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
     )
     .await?;
     let (pod, volumes) = (observed.pod.as_ref(), &observed.volumes);
-    let mut live = Live::of(vm, &valid, &observed.state, pod, volumes, observed.now)
-        .filter(|_| decision == Decision::Keep);
+    let mut live =
+        Live::of(vm, &valid, &observed.state, pod, volumes, observed.now).filter(|_| decision == Decision::Keep);
     if let Some(live) = &mut live {
         if apply_live(live, &valid, &observed, context).await? == apply::Changed::Gone {
             return Ok(Action::requeue(Duration::from_secs(1)));
@@ -425,7 +425,8 @@ fn next_look(decision: Decision, applied: &Applied, observed: &Observed) -> Dura
             let end = pod.and_then(|pod| pod.deletion).unwrap_or(observed.now);
             seconds_until(end.as_second() + LOST_AFTER_SECONDS + 1)
         }
-        Decision::Wait(WaitCause::OtherPodGone | WaitCause::VolumePodsGone) | Decision::Stall(StallCause::PodNameTaken) => FOREIGN_PERIOD,
+        Decision::Wait(WaitCause::OtherPodGone | WaitCause::VolumePodsGone)
+        | Decision::Stall(StallCause::PodNameTaken) => FOREIGN_PERIOD,
         Decision::Wait(WaitCause::OwnPodGone { lost: true, .. })
         | Decision::Stop(_)
         | Decision::Remove

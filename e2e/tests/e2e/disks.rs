@@ -131,10 +131,7 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
             "disk {name}: {said}"
         );
     }
-    for (path, name) in [
-        (&volumes.file("data.img"), "made"),
-        (&volumes.device, "device"),
-    ] {
+    for (path, name) in [(&volumes.file("data.img"), "made"), (&volumes.device, "device")] {
         let read = format!("dd if={path} bs=512 skip=9 count=1 status=none | tr -d '\\0'");
         let found = cluster.node_exec(&volumes.node, &["sh", "-c", &read]).await?;
         ensure!(found == format!("written to {name}"), "{path} has {found:?}");
@@ -247,10 +244,7 @@ async fn restarted(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
         ensure!(found == expected, "disk {name} has {found:?}");
     }
     let owner = cluster
-        .node_exec(
-            &volumes.node,
-            &["stat", "-c", "%g", &volumes.file("data.img")],
-        )
+        .node_exec(&volumes.node, &["stat", "-c", "%g", &volumes.file("data.img")])
         .await?;
     ensure!(owner.trim() == "65532", "the claim's file is of group {owner}");
     Ok(())

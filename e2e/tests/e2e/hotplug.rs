@@ -17,21 +17,35 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
     cluster.restricted_namespace(NAMESPACE).await?;
     let node = cluster.kvm_node().await?;
     let volumes = Volumes::make(cluster, NAMESPACE, &node).await?;
-    runner.case("a VM without other disks becomes ready", starts(cluster)).await;
     runner
-        .case("disks of each source are plugged and written", plugged(cluster, &volumes))
+        .case("a VM without other disks becomes ready", starts(cluster))
         .await;
     runner
-        .case("a claim that is not there is named, and nothing else happens", missing(cluster))
+        .case(
+            "disks of each source are plugged and written",
+            plugged(cluster, &volumes),
+        )
         .await;
     runner
-        .case("disks are plugged and unplugged while the node agent restarts", agent_restarts(cluster))
+        .case(
+            "a claim that is not there is named, and nothing else happens",
+            missing(cluster),
+        )
+        .await;
+    runner
+        .case(
+            "disks are plugged and unplugged while the node agent restarts",
+            agent_restarts(cluster),
+        )
         .await;
     runner
         .case("what is unplugged is free", unplugged(cluster, &volumes))
         .await;
     runner
-        .case("after a restart the VM's own pod has what was plugged", restarted(cluster))
+        .case(
+            "after a restart the VM's own pod has what was plugged",
+            restarted(cluster),
+        )
         .await;
     cluster
         .kubectl(&["delete", "vm", "-n", NAMESPACE, "--all", "--timeout", "5m"])
@@ -43,7 +57,8 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
 }
 
 /// No udev runs in this guest, which would make links of the serial numbers.
-const DISK: &str = r#"disk() { for it in /sys/block/vd*; do [ "$(cat $it/serial)" = "$1" ] && echo /dev/${it##*/}; done; }; "#;
+const DISK: &str =
+    r#"disk() { for it in /sys/block/vd*; do [ "$(cat $it/serial)" = "$1" ] && echo /dev/${it##*/}; done; }; "#;
 
 /// Runs a shell command in the guest, and returns what it printed. It has a function `disk` that finds one by its serial number.
 async fn in_guest(cluster: &Cluster, command: &str) -> Result<String> {
@@ -142,7 +157,10 @@ async fn plugged(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     ensure!(uid(cluster).await? == before, "the VM has another pod");
     let services = cluster.pods(NAMESPACE).get(&format!("{VM}.file")).await?;
     let labels = services.metadata.labels.unwrap_or_default();
-    ensure!(!labels.contains_key("tandem.dev/vm"), "a volume pod is labelled as a VM: {labels:?}");
+    ensure!(
+        !labels.contains_key("tandem.dev/vm"),
+        "a volume pod is labelled as a VM: {labels:?}"
+    );
     goes_on(cluster).await
 }
 

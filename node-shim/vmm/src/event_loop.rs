@@ -342,14 +342,12 @@ impl EventLoop {
                     self.events.push_back(Event::WatchdogExpired);
                 }
             }
-            Source::Agent => {
-                match self.agent.as_mut().and_then(|agent| agent.on_readable(&self.poll)) {
-                    Some(Order::Resize(resize)) => self.on_resize(machine, resize),
-                    Some(Order::Attach(disk, descriptors)) => self.on_attach(machine, disk, descriptors),
-                    Some(Order::Detach(name)) => self.on_detach(machine, name),
-                    None => {}
-                }
-            }
+            Source::Agent => match self.agent.as_mut().and_then(|agent| agent.on_readable(&self.poll)) {
+                Some(Order::Resize(resize)) => self.on_resize(machine, resize),
+                Some(Order::Attach(disk, descriptors)) => self.on_attach(machine, disk, descriptors),
+                Some(Order::Detach(name)) => self.on_detach(machine, name),
+                None => {}
+            },
             Source::Doorbell { function, queue, kick } => {
                 // Empty when the device drained it itself.
                 let _ = kick.read();

@@ -36,7 +36,10 @@ fn receive(socket: &OwnedFd) -> (Request, Vec<OwnedFd>) {
         _ => None,
     });
     let descriptors = rights.flatten().collect();
-    (serde_json::from_slice(&text[..message.unwrap().bytes]).unwrap(), descriptors)
+    (
+        serde_json::from_slice(&text[..message.unwrap().bytes]).unwrap(),
+        descriptors,
+    )
 }
 
 fn send(socket: &OwnedFd, response: &Response) {

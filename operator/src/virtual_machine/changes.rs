@@ -149,7 +149,8 @@ fn changed_disks<'a>(vm: &'a ValidatedVm, volumes: &'a [VolumePod]) -> impl Iter
     disks.flat_map(move |disk| {
         let volume = volumes.iter().find(|volume| volume.disk == disk.name);
         let made = volume.and_then(|volume| volume.disk_spec.as_ref());
-        made.map(|made| snapshot::disk_differences(made, disk)).unwrap_or_default()
+        made.map(|made| snapshot::disk_differences(made, disk))
+            .unwrap_or_default()
     })
 }
 

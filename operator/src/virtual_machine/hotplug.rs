@@ -58,7 +58,10 @@ pub(crate) enum VolumePhase {
     /// Its container failed and is started again.
     Failing(String),
     /// It ended, for good.
-    Ended { message: String, at: Timestamp },
+    Ended {
+        message: String,
+        at: Timestamp,
+    },
 }
 
 impl VolumePod {
@@ -294,7 +297,11 @@ fn had<'a>(facts: &Facts<'a>, disk: &str) -> Option<&'a str> {
 /// A disk that is to be plugged and has no volume pod.
 fn missing(facts: &Facts<'_>, disk: &str, plan: &mut Plan) {
     if had(facts, disk).is_some() {
-        plan.note(disk, false, "the guest is asked to give up the same disk of an earlier volume pod");
+        plan.note(
+            disk,
+            false,
+            "the guest is asked to give up the same disk of an earlier volume pod",
+        );
     } else {
         plan.steps.push(Step::Make(disk.to_owned()));
         plan.note(disk, false, "its volume pod is made");
@@ -307,7 +314,11 @@ fn wanted(facts: &Facts<'_>, volume: &VolumePod, plan: &mut Plan) -> bool {
     let has = had(facts, disk) == Some(volume.uid.as_str());
     if let Some(deleted) = volume.deleted {
         let left = ALONE_AFTER - facts.now.duration_since(deleted);
-        plan.note(disk, true, "its volume pod is being deleted; another one is made when it is gone");
+        plan.note(
+            disk,
+            true,
+            "its volume pod is being deleted; another one is made when it is gone",
+        );
         if left.is_positive() {
             plan.look_after(left);
         }

@@ -110,7 +110,10 @@ async fn volumes(
             continue;
         };
         if volume.phase == VolumePhase::Pending(None) {
-            let status = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+            let status = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.container_statuses.as_ref());
             let waiting = status
                 .and_then(|containers| containers.first()?.state.as_ref()?.waiting.as_ref())
                 .map(|waiting| Waiting {

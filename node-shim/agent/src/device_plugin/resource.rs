@@ -207,11 +207,10 @@ mod tests {
         assert_eq!(allocated.mounts[0].host_path, "/run/tandem/devices/volume-1");
         let all: Vec<_> = sockets(Most { vms: 1, volumes: 2 }).collect();
         assert_eq!(all, ["0", "volume-0", "volume-1"]);
-        assert_eq!(all.iter().map(|id| resource_of(id)).collect::<Vec<_>>(), [
-            "tandem.dev/kvm",
-            "tandem.dev/volumes",
-            "tandem.dev/volumes"
-        ]);
+        assert_eq!(
+            all.iter().map(|id| resource_of(id)).collect::<Vec<_>>(),
+            ["tandem.dev/kvm", "tandem.dev/volumes", "tandem.dev/volumes"]
+        );
     }
 
     #[test]

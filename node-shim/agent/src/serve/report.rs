@@ -216,7 +216,9 @@ mod tests {
             vec![disk("", "v1")],
             vec![disk("a", "../x")],
             vec![disk(&"a".repeat(DISK_NAME_MAX_BYTES + 1), "v1")],
-            (0..=PLUGGED_DISKS_MAX).map(|index| disk(&index.to_string(), "v1")).collect(),
+            (0..=PLUGGED_DISKS_MAX)
+                .map(|index| disk(&index.to_string(), "v1"))
+                .collect(),
         ] {
             assert!(!is_plausible(&with(disks.clone())), "{disks:?}");
         }

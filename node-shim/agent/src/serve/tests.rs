@@ -5,7 +5,8 @@ mod shim;
 use std::time::Duration;
 
 use node_shim_protocol::agent::{
-    AttachDisk, DiskOptions, GuestState, GuestStatus, InterfaceRequest, Plugged, Request, Resize, Resized, Response, VERSION,
+    AttachDisk, DiskOptions, GuestState, GuestStatus, InterfaceRequest, Plugged, Request, Resize, Resized, Response,
+    VERSION,
 };
 use node_shim_protocol::control::{Failure, FailureKind};
 
@@ -470,10 +471,11 @@ async fn a_disk_is_taken_from_a_volume_pod_and_given_back() {
     lender.say(&lend(), &[&disk]).await;
     assert!(matches!(lender.hear().await, Answer::Response(Response::Lent, _)));
     let Report { pod, what, .. } = node.report().await;
-    let What::Lent(link) = what else {
-        panic!("{what:?}")
-    };
-    assert_eq!((pod.to_string().as_str(), link.options.read_only), ("shop/web.data (v1)", true));
+    let What::Lent(link) = what else { panic!("{what:?}") };
+    assert_eq!(
+        (pod.to_string().as_str(), link.options.read_only),
+        ("shop/web.data (v1)", true)
+    );
     lender.say(&Request::Withdraw, &[]).await;
     assert!(matches!(node.report().await.what, What::Withdrawn));
     link.returned.send_replace(true);
@@ -507,7 +509,10 @@ fn attach() -> (AttachDisk, DiskQuestion) {
         options: DiskOptions::default(),
     };
     let file = std::fs::File::open("/dev/null").unwrap();
-    (disk.clone(), DiskQuestion::Attach(disk, std::sync::Arc::new(file.into())))
+    (
+        disk.clone(),
+        DiskQuestion::Attach(disk, std::sync::Arc::new(file.into())),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]

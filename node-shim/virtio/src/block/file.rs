@@ -426,7 +426,11 @@ mod tests {
         std::fs::write(directory.path().join("odd"), [0; 1000]).unwrap();
         let open = |name: &str, write| {
             let mut options = File::options();
-            options.read(true).write(write).open(directory.path().join(name)).unwrap()
+            options
+                .read(true)
+                .write(write)
+                .open(directory.path().join(name))
+                .unwrap()
         };
         let lent = |file, read_only| FileStorage::lent(file, read_only, Path::new("data"));
         assert_eq!(lent(open("disk", true), false).unwrap().len(), 1024);
@@ -442,12 +446,24 @@ mod tests {
         let (pipe, _other) = io::pipe().unwrap();
         for (file, read_only, expected) in [
             (open("disk", false), false, "not open for that"),
-            (File::options().write(true).open(&path).unwrap(), true, "not open for that"),
+            (
+                File::options().write(true).open(&path).unwrap(),
+                true,
+                "not open for that",
+            ),
             (named.into(), true, "not open for that"),
             (open("odd", true), false, "whole number"),
             (directory, true, "neither a regular file nor a block device"),
-            (File::from(std::os::fd::OwnedFd::from(pipe)), true, "neither a regular file nor a block device"),
-            (File::open("/dev/zero").unwrap(), true, "neither a regular file nor a block device"),
+            (
+                File::from(std::os::fd::OwnedFd::from(pipe)),
+                true,
+                "neither a regular file nor a block device",
+            ),
+            (
+                File::open("/dev/zero").unwrap(),
+                true,
+                "neither a regular file nor a block device",
+            ),
         ] {
             let error = lent(file, read_only).unwrap_err().to_string();
             assert!(error.contains(expected), "{expected}: {error}");
@@ -463,7 +479,10 @@ mod tests {
         let lender = FileStorage::writable(open(), &path).unwrap().into_file();
         let borrower = FileStorage::lent(lender.try_clone().unwrap(), false, &path).unwrap();
         drop(lender);
-        assert!(matches!(FileStorage::writable(open(), &path), Err(StorageError::InUse { .. })));
+        assert!(matches!(
+            FileStorage::writable(open(), &path),
+            Err(StorageError::InUse { .. })
+        ));
         drop(borrower);
         assert!(FileStorage::writable(open(), &path).is_ok());
     }

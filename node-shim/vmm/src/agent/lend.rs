@@ -31,12 +31,7 @@ enum Try {
 }
 
 /// Lends a disk until its pod is to end and no guest has it any more. Without an agent it waits for one, for as long as its pod lives.
-pub(crate) fn lend(
-    address: &Address,
-    options: &DiskOptions,
-    disk: &File,
-    signals: &Signals,
-) -> Result<(), AgentError> {
+pub(crate) fn lend(address: &Address, options: &DiskOptions, disk: &File, signals: &Signals) -> Result<(), AgentError> {
     let request = Request::Lend {
         version: VERSION,
         pod_uid: address.pod_uid.clone(),
@@ -83,13 +78,7 @@ struct State {
 
 impl State {
     /// One connection, from its beginning to its end.
-    fn run(
-        &mut self,
-        address: &Address,
-        request: &Request,
-        disk: &File,
-        signals: &Signals,
-    ) -> Result<Try, AgentError> {
+    fn run(&mut self, address: &Address, request: &Request, disk: &File, signals: &Signals) -> Result<Try, AgentError> {
         let lost = |error: PacketError| Ok(Try::Lost(error.to_string()));
         let connection = match packet::connect(&address.socket) {
             Ok(connection) => connection,
@@ -153,12 +142,13 @@ impl State {
                     retryable: true,
                 },
                 _,
-            ))) => Ok(Some(if self.withdraws { Try::Stopped } else { Try::Lost(reason) })),
+            ))) => Ok(Some(if self.withdraws {
+                Try::Stopped
+            } else {
+                Try::Lost(reason)
+            })),
             Ok(Some((
-                Response::Granted { .. }
-                | Response::Resize(_)
-                | Response::AttachDisk(_)
-                | Response::DetachDisk { .. },
+                Response::Granted { .. } | Response::Resize(_) | Response::AttachDisk(_) | Response::DetachDisk { .. },
                 _,
             ))) => Err(AgentError::Unusable("it takes this volume pod for a VM".to_owned())),
             Ok(None) => Ok(Some(Try::Lost("it closed the connection".to_owned()))),

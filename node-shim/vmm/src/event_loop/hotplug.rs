@@ -280,7 +280,9 @@ impl EventLoop {
             return Ok(());
         }
         if lent.len() >= PLUGGED_DISKS_MAX || !(1..=agent::POD_UID_MAX_BYTES).contains(&wanted.lender.len()) {
-            return Err(invalid("no more disks can be lent to this VM, or its lender has no UID"));
+            return Err(invalid(
+                "no more disks can be lent to this VM, or its lender has no UID",
+            ));
         }
         let Ok([descriptor]) = <[_; 1]>::try_from(descriptors) else {
             return Err(invalid("a disk that is lent comes with exactly one descriptor"));
@@ -389,7 +391,11 @@ mod tests {
         ] {
             plugged.slots.insert(slot, held);
         }
-        let told: Vec<_> = plugged.lent(|slot| slot != 5).into_iter().map(|disk| (disk.name, disk.lender)).collect();
+        let told: Vec<_> = plugged
+            .lent(|slot| slot != 5)
+            .into_iter()
+            .map(|disk| (disk.name, disk.lender))
+            .collect();
         let expected = [("a", "v2"), ("z", "v1")].map(|(name, lender)| (name.to_owned(), lender.to_owned()));
         assert_eq!(told, expected);
     }

@@ -85,7 +85,12 @@ pub(crate) fn disk_differences(made: &str, wanted: &Disk) -> Vec<String> {
     let made: Value = serde_json::from_str(made).unwrap_or_default();
     let mut paths = Vec::new();
     let path = format!("disks[{}]", wanted.name);
-    compare(&path, &made, &serde_json::to_value(wanted).unwrap_or_default(), &mut paths);
+    compare(
+        &path,
+        &made,
+        &serde_json::to_value(wanted).unwrap_or_default(),
+        &mut paths,
+    );
     paths.sort();
     paths
 }

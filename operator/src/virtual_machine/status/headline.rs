@@ -137,7 +137,8 @@ fn waiting(input: &Input<'_>, cause: WaitCause) -> Headline {
         WaitCause::VolumePodsGone => under_way(
             "Restarting",
             Reason::WaitingForOldPod,
-            "the volume pods of the VM's last run have not gone yet: the next pod opens their disks itself",
+            "the volume pods of the VM's last run have not gone yet, and the next pod opens their disks itself; where their node is lost, bring it back, or \
+             delete the Node object once it is certain that the machine is off",
         ),
         WaitCause::OtherPodGone => under_way(
             "Pending",

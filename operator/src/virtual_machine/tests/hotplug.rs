@@ -86,7 +86,14 @@ fn shown(plan: &Plan) -> (Vec<String>, Option<Vec<String>>, Vec<String>) {
         target.map(|target| target.disks.iter().map(|disk| disk.name.clone()).collect()),
         plan.pending
             .iter()
-            .map(|pending| format!("{}{}: {}", if pending.failed { "!" } else { "" }, pending.disk, pending.message))
+            .map(|pending| {
+                format!(
+                    "{}{}: {}",
+                    if pending.failed { "!" } else { "" },
+                    pending.disk,
+                    pending.message
+                )
+            })
             .collect(),
     )
 }
@@ -112,7 +119,14 @@ fn each_step_follows_from_what_is_there() {
     );
     let table: Vec<Case<'_>> = vec![
         ("nothing to do", &[], vec![], None, None, (&[], None, &[])),
-        ("added", &["a"], vec![], None, Some(has(&[])), (&["make a"], None, &["a: its volume pod is made"])),
+        (
+            "added",
+            &["a"],
+            vec![],
+            None,
+            Some(has(&[])),
+            (&["make a"], None, &["a: its volume pod is made"]),
+        ),
         (
             "its pod starts",
             &["a"],
@@ -175,7 +189,11 @@ fn each_step_follows_from_what_is_there() {
             vec![],
             Some(target(&["a"])),
             Some(has(&[("a", "old-uid")])),
-            (&[], Some(&[]), &["a: the guest is asked to give up the same disk of an earlier volume pod"]),
+            (
+                &[],
+                Some(&[]),
+                &["a: the guest is asked to give up the same disk of an earlier volume pod"],
+            ),
         ),
         (
             "removed",
@@ -201,7 +219,14 @@ fn each_step_follows_from_what_is_there() {
             Some(has(&[])),
             (&["delete web.a"], Some(&[]), &["a: its volume pod ends"]),
         ),
-        ("gone", &[], vec![], Some(target(&[])), Some(has(&[])), (&[], Some(&[]), &[])),
+        (
+            "gone",
+            &[],
+            vec![],
+            Some(target(&[])),
+            Some(has(&[])),
+            (&[], Some(&[]), &[]),
+        ),
         (
             "evicted by the node",
             &["a"],
@@ -262,7 +287,11 @@ fn each_step_follows_from_what_is_there() {
             now: at(100),
         });
         let strings = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(shown(&plan), (strings(steps), disks.map(strings), strings(pending)), "{name}");
+        assert_eq!(
+            shown(&plan),
+            (strings(steps), disks.map(strings), strings(pending)),
+            "{name}"
+        );
     }
 }
 
@@ -306,7 +335,10 @@ fn volume_pods_go_when_their_run_is_over_and_not_before() {
     for (state, volume) in [
         (&PodState::Absent, &volumes[0]),
         (
-            &PodState::read(&vm, Some(&pod(&vm, &super::fixtures::ended("Failed", 1, "Error", "", 9)))),
+            &PodState::read(
+                &vm,
+                Some(&pod(&vm, &super::fixtures::ended("Failed", 1, "Error", "", 9))),
+            ),
             &volumes[0],
         ),
         (&living, &other),
@@ -358,14 +390,24 @@ fn volume_pods_are_read() {
     let pending = |why: &str| VolumePhase::Pending(Some(format!("its volume pod does not start: {why}")));
     let table = [
         ("Pending", json!(null), None, VolumePhase::Pending(None)),
-        ("Pending", json!(null), Some("no such ConfigMap"), pending("no such ConfigMap")),
+        (
+            "Pending",
+            json!(null),
+            Some("no such ConfigMap"),
+            pending("no such ConfigMap"),
+        ),
         (
             "Pending",
             json!({ "state": { "waiting": { "reason": "ErrImagePull", "message": "no" } } }),
             None,
             pending("ErrImagePull: no"),
         ),
-        ("Running", json!({ "state": { "running": {} } }), None, VolumePhase::Running),
+        (
+            "Running",
+            json!({ "state": { "running": {} } }),
+            None,
+            VolumePhase::Running,
+        ),
         (
             "Running",
             json!({ "state": { "waiting": { "reason": "CrashLoopBackOff" } }, "lastState": { "terminated": terminated } }),
@@ -392,7 +434,10 @@ fn volume_pods_are_read() {
         let pod = volume_object("a", phase, &container);
         let read = VolumePod::read(&pod, "web", trouble).expect("it is the VM's");
         assert_eq!(read.phase, expected, "{phase} {container}");
-        assert_eq!((read.disk.as_str(), read.run.as_str(), read.name.as_str()), ("a", POD_UID, "web.a"));
+        assert_eq!(
+            (read.disk.as_str(), read.run.as_str(), read.name.as_str()),
+            ("a", POD_UID, "web.a")
+        );
     }
     let mut unscheduled = volume_object("a", "Pending", &json!(null));
     unscheduled.status = Some(
@@ -475,7 +520,10 @@ fn what_can_be_plugged_needs_no_restart() {
     }
     // One that it was started with.
     let changes = live(&with_spec(&json!({ "disks": [] })), &[]).changes;
-    assert_eq!((changes.plugged.len(), changes.by_restart), (0, vec!["disks[root]".to_owned()]));
+    assert_eq!(
+        (changes.plugged.len(), changes.by_restart),
+        (0, vec!["disks[root]".to_owned()])
+    );
 }
 
 #[test]
@@ -485,7 +533,11 @@ fn a_plugged_disk_that_is_edited_waits_for_a_restart() {
         disk_spec: Some(made.to_string()),
         ..volume("a", VolumePhase::Running)
     };
-    let edited = |disk: Value| live(&with_disks(&[disk]), std::slice::from_ref(&lent)).changes.by_restart;
+    let edited = |disk: Value| {
+        live(&with_disks(&[disk]), std::slice::from_ref(&lent))
+            .changes
+            .by_restart
+    };
     assert!(edited(json!({ "name": "a", "emptyDisk": { "size": "1Gi" } })).is_empty());
     assert_eq!(
         edited(json!({ "name": "a", "readOnly": true, "emptyDisk": { "size": "2Gi" } })),
@@ -529,18 +581,27 @@ fn a_disk_that_cannot_be_plugged_is_said_in_condition_event_and_pending_change()
     let failing = [volume("a", VolumePhase::Pending(Some("no such claim".into())))];
     let status = status_with(&vm, &live(&vm, &failing));
     let disks = find(&status.conditions, ConditionType::DisksReady).expect("the condition");
-    assert_eq!((disks.status.as_str(), disks.reason.as_str()), ("False", "HotPlugFailed"));
+    assert_eq!(
+        (disks.status.as_str(), disks.reason.as_str()),
+        ("False", "HotPlugFailed")
+    );
     assert_eq!(disks.message, "disk \"a\": no such claim");
     let [change] = &status.pending_changes[..] else {
         panic!("{:?}", status.pending_changes)
     };
-    assert_eq!((change.field.as_str(), change.waits_for), ("spec.disks[a]", WaitsFor::HotPlug));
+    assert_eq!(
+        (change.field.as_str(), change.waits_for),
+        ("spec.disks[a]", WaitsFor::HotPlug)
+    );
     let restart = find(&status.conditions, ConditionType::RestartRequired).expect("the condition");
     assert_eq!(restart.status, "False");
     let verdict = Verdict::Done(Decision::Keep, Applied::Nothing);
     let before = status_with(&with_spec(&self::before()), &live(&with_spec(&self::before()), &[]));
     let events = announce::events(&before, &status, &verdict);
-    assert_eq!(events.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(), ["HotPlugFailed"]);
+    assert_eq!(
+        events.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(),
+        ["HotPlugFailed"]
+    );
     assert!(announce::events(&status, &status, &verdict).is_empty());
 
     let mut live = live(&vm, &[]);

@@ -152,9 +152,11 @@ impl Model {
     fn kubelet(&mut self) {
         let guest = &self.world.guest;
         // A volume pod that was deleted waits until no guest has its disk.
-        let gone = self.world.volumes.values().find(|volume| {
-            volume.deleted.is_some() && !guest.values().any(|lender| *lender == volume.uid)
-        });
+        let gone = self
+            .world
+            .volumes
+            .values()
+            .find(|volume| volume.deleted.is_some() && !guest.values().any(|lender| *lender == volume.uid));
         if let Some(disk) = gone.map(|volume| volume.disk.clone()) {
             self.world.volumes.remove(&disk);
             return;

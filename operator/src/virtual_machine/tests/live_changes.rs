@@ -348,7 +348,15 @@ fn what_the_guest_was_asked_for_outlives_a_spec_that_is_invalid() {
 fn a_target_that_was_lost_does_not_cut_the_pod_below_its_guest() {
     let (mut vm, pod) = grown("2Gi");
     vm.status.as_mut().expect("a status").target = None;
-    let live = Live::of(&vm, &valid(&vm), &PodState::read(&vm, Some(&pod)), Some(&pod), &[], at(10)).expect("it runs");
+    let live = Live::of(
+        &vm,
+        &valid(&vm),
+        &PodState::read(&vm, Some(&pod)),
+        Some(&pod),
+        &[],
+        at(10),
+    )
+    .expect("it runs");
     let wanted = GuestSize {
         vcpus: 2,
         memory_bytes: 2 * GIB,

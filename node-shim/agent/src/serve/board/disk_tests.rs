@@ -109,7 +109,10 @@ fn a_disk_goes_from_its_lender_to_its_guest_and_back() {
     let now = start + INTERVAL;
     let due = board.due(now, 8);
     let guest = due.writes[0].fields.guest.clone().unwrap();
-    assert_eq!((guest.disks[0].name.as_str(), guest.disks[0].pod_uid.as_str()), ("data", "v1"));
+    assert_eq!(
+        (guest.disks[0].name.as_str(), guest.disks[0].pod_uid.as_str()),
+        ("data", "v1")
+    );
     finish(&mut board, &due.writes[0], Outcome::Done, now);
 
     // Its pod is to end: not before the guest has given the disk up.
@@ -171,7 +174,10 @@ fn what_a_guest_cannot_have_is_written_and_tried_again() {
     let now = start + INTERVAL;
     let due = board.due(now, 8);
     let refused = &due.writes[0].fields.guest.as_ref().unwrap().refused_disks;
-    assert_eq!((refused[0].name.as_str(), refused[0].message.as_str()), ("data", "all slots are taken"));
+    assert_eq!(
+        (refused[0].name.as_str(), refused[0].message.as_str()),
+        ("data", "all slots are taken")
+    );
     assert_eq!(due.next, Some(start + disks::RETRY_FIRST));
     assert_eq!(asked(&mut board, start + disks::RETRY_FIRST).len(), 1);
 }
@@ -187,7 +193,11 @@ fn another_agent_goes_on_where_the_last_one_was() {
     board.report(lender_says(lender("shop", "old", "v3"), 9, lent()), start);
     board.report(lender_says(lender("shop", "old", "v3"), 9, What::Withdrawn), start);
     let due = board.due(start, 8);
-    assert_eq!((due.returned, due.next), (vec![], Some(start + RESUME_PATIENCE)), "a shim may have it");
+    assert_eq!(
+        (due.returned, due.next),
+        (vec![], Some(start + RESUME_PATIENCE)),
+        "a shim may have it"
+    );
     board.report(connected(1, "p1"), start);
     board.report(says(&[("data", "v1"), ("old", "v3")]), start);
     assert_eq!(asked(&mut board, start), ["1 detach old"]);

@@ -257,13 +257,43 @@ mod tests {
         let detach = |name: &str| Next::Ask(DiskOrder::Detach(name.into()));
         let want = |list: &[(&str, &str)]| Some(list.iter().map(|(name, uid)| wanted(name, uid)).collect::<Vec<_>>());
         let table = [
-            ("nobody says what is wanted", has(&[("a", "v1")]), None, true, Next::Nothing),
+            (
+                "nobody says what is wanted",
+                has(&[("a", "v1")]),
+                None,
+                true,
+                Next::Nothing,
+            ),
             ("nothing is wanted", has(&[("a", "v1")]), want(&[]), true, detach("a")),
-            ("as it should be", has(&[("a", "v1")]), want(&[("a", "v1")]), true, Next::Nothing),
+            (
+                "as it should be",
+                has(&[("a", "v1")]),
+                want(&[("a", "v1")]),
+                true,
+                Next::Nothing,
+            ),
             ("missing", has(&[]), want(&[("a", "v1")]), true, attach("a", "v1")),
-            ("missing and not lent", has(&[]), want(&[("a", "absent")]), true, Next::Nothing),
-            ("of another lender", has(&[("a", "v0")]), want(&[("a", "v1")]), true, detach("a")),
-            ("one of each", has(&[("b", "v2")]), want(&[("a", "v1")]), true, detach("b")),
+            (
+                "missing and not lent",
+                has(&[]),
+                want(&[("a", "absent")]),
+                true,
+                Next::Nothing,
+            ),
+            (
+                "of another lender",
+                has(&[("a", "v0")]),
+                want(&[("a", "v1")]),
+                true,
+                detach("a"),
+            ),
+            (
+                "one of each",
+                has(&[("b", "v2")]),
+                want(&[("a", "v1")]),
+                true,
+                detach("b"),
+            ),
             ("an old shim", has(&[]), want(&[("a", "v1")]), false, Next::Nothing),
         ];
         for (name, has, wanted, can, expected) in table {
@@ -295,7 +325,10 @@ mod tests {
         assert_eq!(disks.next(facts, lent, start), Next::Nothing, "that was not asked");
         disks.answered(&plugged("a", Some(FailureKind::Failed), has(&[])), start);
         assert_eq!(disks.refused(facts)[0].message, "no room");
-        assert_eq!(disks.next(facts, lent, start), Next::Ask(DiskOrder::Attach(list[1].clone())));
+        assert_eq!(
+            disks.next(facts, lent, start),
+            Next::Ask(DiskOrder::Attach(list[1].clone()))
+        );
         disks.ask(DiskOrder::Attach(list[1].clone()));
         disks.answered(&plugged("b", Some(FailureKind::Invalid), has(&[])), start);
         assert_eq!(disks.next(facts, lent, start), Next::AskAt(start + RETRY_FIRST));
@@ -307,7 +340,10 @@ mod tests {
             wanted: Some(&other),
             ..facts
         };
-        assert_eq!(disks.next(facts, lent, start), Next::Ask(DiskOrder::Attach(other[0].clone())));
+        assert_eq!(
+            disks.next(facts, lent, start),
+            Next::Ask(DiskOrder::Attach(other[0].clone()))
+        );
         assert!(disks.refused(facts).is_empty());
         disks.forget(facts);
         assert!(disks.tried.contains_key("b") && !disks.tried.contains_key("a"));
@@ -327,7 +363,10 @@ mod tests {
         let mut now = Instant::now();
         let mut pauses = Vec::new();
         for _ in 0..3 {
-            assert_eq!(disks.next(facts, |_| true, now), Next::Ask(DiskOrder::Detach("a".into())));
+            assert_eq!(
+                disks.next(facts, |_| true, now),
+                Next::Ask(DiskOrder::Detach("a".into()))
+            );
             disks.ask(DiskOrder::Detach("a".into()));
             disks.answered(&plugged("a", None, held.clone()), now);
             let Next::AskAt(at) = disks.next(facts, |_| true, now) else {

@@ -39,7 +39,10 @@ impl Lenders {
 
     /// A pod lends its disk. An older conversation of it counts no more.
     pub(super) fn lend(&mut self, pod: PodId, connection: ConnectionId) {
-        let is_older = self.lenders.get(&pod).is_some_and(|known| known.connection > connection);
+        let is_older = self
+            .lenders
+            .get(&pod)
+            .is_some_and(|known| known.connection > connection);
         if !is_older {
             let withdraws = false;
             self.lenders.insert(pod, Lender { connection, withdraws });
@@ -56,7 +59,11 @@ impl Lenders {
 
     /// Its conversation is over.
     pub(super) fn hang_up(&mut self, pod: &PodId, connection: ConnectionId) {
-        if self.lenders.get(pod).is_some_and(|known| known.connection == connection) {
+        if self
+            .lenders
+            .get(pod)
+            .is_some_and(|known| known.connection == connection)
+        {
             self.lenders.remove(pod);
         }
     }

@@ -25,7 +25,9 @@ pub(crate) enum LendError {
     #[error(transparent)]
     Disk(DiskError),
     /// An image.
-    #[error("disk `{0}`: an image cannot be lent, because what its guest writes is kept by its VMM; restart the VM to give it this disk")]
+    #[error(
+        "disk `{0}`: an image cannot be lent, because what its guest writes is kept by its VMM; restart the VM to give it this disk"
+    )]
     Image(String),
     /// No memory for a disk of files.
     #[error("disk `{disk}`: failed to keep it in memory: {source}")]
