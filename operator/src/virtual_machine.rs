@@ -27,6 +27,7 @@ mod run_history;
 mod status;
 mod trouble;
 mod validate;
+mod volume_pods;
 
 #[cfg(test)]
 mod tests;
@@ -48,8 +49,7 @@ use thiserror::Error;
 pub(crate) use desired::{MANAGED_BY_LABEL, VM_LABEL, VOLUME_OF_LABEL};
 
 use self::{
-    apply::{Applied, VolumeDone},
-    desired::volume_pod::{self, VmPod},
+    apply::Applied,
     eviction::Protection,
     lifecycle::{Decision, Facts, StallCause, WaitCause},
     live::Live,
@@ -178,7 +178,7 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
     if applied == Applied::Outdated {
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
-    delete_volume_pods(
+    volume_pods::delete(
         hotplug::leftovers(&observed.state, &observed.volumes),
         &valid.namespace,
         context,
@@ -191,7 +191,7 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
         if apply_live(live, &valid, &observed, context).await? == apply::Changed::Gone {
             return Ok(Action::requeue(Duration::from_secs(1)));
         }
-        apply_disks(live, &valid, &observed, context).await?;
+        volume_pods::plug(live, &valid, &observed, context).await?;
     }
     let rejected = match &applied {
         Applied::Rejected { message, .. } => Some(ReconcileError::Rejected {
@@ -253,71 +253,6 @@ async fn apply_live(
         )
         | None => Ok(apply::Changed::Done),
     }
-}
-
-/// Brings the disks of a VM that runs a step closer to its spec, and notes in `live` what is in the way. What the guest is to have is written with the status.
-async fn apply_disks(
-    live: &mut Live,
-    valid: &ValidatedVm,
-    observed: &Observed,
-    context: &Context,
-) -> Result<(), ReconcileError> {
-    let (Some(plan), Some(own)) = (&mut live.disks, observed.state.own()) else {
-        return Ok(());
-    };
-    let Some(node) = own.node.as_deref() else {
-        return Ok(());
-    };
-    let run = VmPod { uid: &own.uid, node };
-    let (makes, deletes): (Vec<_>, Vec<_>) = std::mem::take(&mut plan.steps)
-        .into_iter()
-        .partition(|step| matches!(step, hotplug::Step::Make(_)));
-    delete_volume_pods(deletes, &valid.namespace, context).await?;
-    for step in makes {
-        let hotplug::Step::Make(name) = step else { continue };
-        let Some(disk) = valid.disks.iter().find(|disk| disk.name == name) else {
-            continue;
-        };
-        let pod = match volume_pod::volume_pod(valid, disk, &run, &context.settings.shim_image) {
-            Ok(pod) => pod,
-            Err(error) => {
-                plan.fail(&name, &error.to_string());
-                continue;
-            }
-        };
-        match apply::make_volume_pod(&pod, context).await? {
-            VolumeDone::Done => {}
-            VolumeDone::NameTaken => {
-                let pod = pod.name_any();
-                plan.fail(
-                    &name,
-                    &format!("a pod named {pod:?} that is not this VM's has the name of its volume pod: delete that pod, or rename the disk"),
-                );
-                plan.look_again = Some(jiff::SignedDuration::from_secs(FOREIGN_PERIOD.as_secs().cast_signed()));
-            }
-            VolumeDone::Rejected(message) => {
-                plan.fail(
-                    &name,
-                    &format!("the API server did not admit its volume pod: {message}"),
-                );
-                plan.look_again = Some(jiff::SignedDuration::from_secs(REJECTED_PERIOD.as_secs().cast_signed()));
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn delete_volume_pods(
-    steps: Vec<hotplug::Step>,
-    namespace: &str,
-    context: &Context,
-) -> Result<(), ReconcileError> {
-    for step in steps {
-        if let hotplug::Step::Delete { name, uid, at_once } = step {
-            apply::delete_volume_pod(namespace, &name, &uid, at_once, context).await?;
-        }
-    }
-    Ok(())
 }
 
 /// Validate, decide, and make the pod if one is to be created: pure. The error is a reason and a message for the VM's owner.

@@ -33,7 +33,7 @@ fn receive(socket: &OwnedFd) -> (Request, Vec<OwnedFd>) {
     );
     let rights = control.drain().filter_map(|part| match part {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-        _ => None,
+        RecvAncillaryMessage::ScmCredentials(_) | _ => None,
     });
     let descriptors = rights.flatten().collect();
     (

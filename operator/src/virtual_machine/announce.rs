@@ -147,10 +147,10 @@ fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<E
         Reason::ImagePullFailed => (EventType::Warning, "ImagePullFailed", "Pull"),
         Reason::MountFailed => (EventType::Warning, "MountFailed", "Mount"),
         Reason::NetworkFailed => (EventType::Warning, "NetworkFailed", "Start"),
-        // Not of the whole VM: see `disks`.
-        Reason::HotPlugFailed => return None,
         Reason::ContainerFailed => (EventType::Warning, "ContainerFailed", "Start"),
-        Reason::Starting
+        // Not of the whole VM: see `disks`.
+        Reason::HotPlugFailed
+        | Reason::Starting
         | Reason::Stopping
         | Reason::Crashed
         | Reason::WaitingForOldPod

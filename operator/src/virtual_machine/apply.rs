@@ -10,7 +10,7 @@ use kube::{
 use super::{
     ReconcileError,
     desired::{
-        CONTAINER, VOLUME_OF_LABEL,
+        CONTAINER,
         resources::{Frame, PodSize},
     },
     eviction::{self, Protection},
@@ -90,67 +90,6 @@ async fn delete(pods: &Api<Pod>, pod: &Pod) -> Result<Applied, ReconcileError> {
     }
 }
 
-/// What came of a volume pod that was to be made or deleted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum VolumeDone {
-    /// It was, or is already.
-    Done,
-    /// Somebody else's pod has its name.
-    NameTaken,
-    /// The API server did not admit it, and says why.
-    Rejected(String),
-}
-
-/// Makes a volume pod.
-pub(crate) async fn make_volume_pod(pod: &Pod, context: &Context) -> Result<VolumeDone, ReconcileError> {
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
-    let name = pod.name_any();
-    let exists = match pods.create(&post_parameters(), pod).await {
-        Ok(_) => return Ok(VolumeDone::Done),
-        Err(kube::Error::Api(status)) => match status.code {
-            409 => pods.get_opt(&name).await,
-            400 | 403 | 422 => return Ok(VolumeDone::Rejected(status.message)),
-            _ => return Err(write_error("create", pod, kube::Error::Api(status))),
-        },
-        Err(error) => return Err(write_error("create", pod, error)),
-    };
-    let what = "pod";
-    let exists = exists.map_err(|source| ReconcileError::Read { what, name, source })?;
-    // One of an earlier run is deleted when it is seen.
-    let is_ours = |there: &Pod| there.labels().get(VOLUME_OF_LABEL) == pod.labels().get(VOLUME_OF_LABEL);
-    Ok(if exists.as_ref().is_none_or(is_ours) {
-        VolumeDone::Done
-    } else {
-        VolumeDone::NameTaken
-    })
-}
-
-/// Deletes exactly the volume pod that was observed: with its own grace period, in which it waits for its disk, or at once.
-pub(crate) async fn delete_volume_pod(
-    namespace: &str,
-    name: &str,
-    uid: &str,
-    at_once: bool,
-    context: &Context,
-) -> Result<(), ReconcileError> {
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let parameters = DeleteParams {
-        // Not 0, which would not wait for the kubelet.
-        grace_period_seconds: at_once.then_some(1),
-        ..delete_parameters(Some(uid.to_owned()))
-    };
-    match pods.delete(name, &parameters).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(source) => Err(ReconcileError::Write {
-            verb: "delete",
-            what: "volume pod",
-            name: name.to_owned(),
-            source,
-        }),
-    }
-}
-
 /// What came of a change of a pod that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Changed {
@@ -194,7 +133,7 @@ pub(crate) async fn change_metadata(
     changed(pod, "change the metadata of", written.map(|_| ()))
 }
 
-fn post_parameters() -> PostParams {
+pub(super) fn post_parameters() -> PostParams {
     PostParams {
         field_manager: Some(crds::status::FIELD_MANAGER.to_owned()),
         ..PostParams::default()
@@ -202,7 +141,7 @@ fn post_parameters() -> PostParams {
 }
 
 /// Deletes the object with this UID, and no other of its name.
-fn delete_parameters(uid: Option<String>) -> DeleteParams {
+pub(super) fn delete_parameters(uid: Option<String>) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions {
             uid,
@@ -283,7 +222,7 @@ pub(crate) async fn keep_budget(
     }
 }
 
-fn write_error(verb: &'static str, pod: &Pod, source: kube::Error) -> ReconcileError {
+pub(super) fn write_error(verb: &'static str, pod: &Pod, source: kube::Error) -> ReconcileError {
     ReconcileError::Write {
         verb,
         what: "pod",

@@ -112,10 +112,11 @@ pub(crate) enum StallCause {
 
 /// Decides what to do next.
 pub(crate) fn decide(facts: &Facts<'_>) -> Decision {
-    match decide_about_pod(facts) {
-        Decision::Create if facts.volume_pods => Decision::Wait(WaitCause::VolumePodsGone),
-        decision => decision,
+    let decision = decide_about_pod(facts);
+    if decision == Decision::Create && facts.volume_pods {
+        return Decision::Wait(WaitCause::VolumePodsGone);
     }
+    decision
 }
 
 fn decide_about_pod(facts: &Facts<'_>) -> Decision {

@@ -67,9 +67,8 @@ async fn resume(shim: &Shim, state: GuestState) {
 async fn guest(node: &mut Node) -> (String, GuestStatus) {
     loop {
         let Report { pod, what, .. } = node.report().await;
-        match what {
-            What::Guest(status) => return (pod.to_string(), status),
-            _ => {}
+        if let What::Guest(status) = what {
+            return (pod.to_string(), status);
         }
     }
 }
@@ -525,7 +524,7 @@ async fn a_disk_is_passed_to_the_shim_and_its_answer_back() {
         Answer::Response(Response::AttachDisk(heard), descriptors) => {
             assert_eq!((heard, descriptors.len()), (disk, 1));
         }
-        other => panic!("{other:?}"),
+        other @ (Answer::Response(..) | Answer::HungUp) => panic!("{other:?}"),
     }
     let plugged = Plugged {
         name: "data".to_owned(),

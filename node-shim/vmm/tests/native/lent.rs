@@ -60,7 +60,11 @@ fn answer(socket: &OwnedFd) -> Plugged {
         match receive(socket) {
             Request::Plugged(plugged) => return plugged,
             Request::Status(_) => {}
-            other => panic!("{other:?}"),
+            other @ (Request::Hello { .. }
+            | Request::Resume { .. }
+            | Request::Resized(_)
+            | Request::Lend { .. }
+            | Request::Withdraw) => panic!("{other:?}"),
         }
     }
 }

@@ -142,7 +142,7 @@ impl Model {
             let lends = |volume: &&VolumePod| {
                 volume.uid == disk.pod_uid && volume.phase == VolumePhase::Running && volume.deleted.is_none()
             };
-            if volume.filter(lends).is_some() && !self.world.guest.contains_key(&disk.name) {
+            if volume.as_ref().is_some_and(lends) && !self.world.guest.contains_key(&disk.name) {
                 self.world.guest.insert(disk.name.clone(), disk.pod_uid.clone());
                 return;
             }

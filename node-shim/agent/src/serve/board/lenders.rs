@@ -21,7 +21,7 @@ struct Lender {
 /// Every volume pod of the node.
 #[derive(Debug, Default)]
 pub(super) struct Lenders {
-    lenders: BTreeMap<PodId, Lender>,
+    pods: BTreeMap<PodId, Lender>,
     /// Disks of guests that hung up: they may have them still, and be back in a moment. By the namespace and the lender's UID, until when that is believed.
     in_doubt: BTreeMap<(String, String), Instant>,
     /// Until then every disk is in doubt.
@@ -39,19 +39,16 @@ impl Lenders {
 
     /// A pod lends its disk. An older conversation of it counts no more.
     pub(super) fn lend(&mut self, pod: PodId, connection: ConnectionId) {
-        let is_older = self
-            .lenders
-            .get(&pod)
-            .is_some_and(|known| known.connection > connection);
+        let is_older = self.pods.get(&pod).is_some_and(|known| known.connection > connection);
         if !is_older {
             let withdraws = false;
-            self.lenders.insert(pod, Lender { connection, withdraws });
+            self.pods.insert(pod, Lender { connection, withdraws });
         }
     }
 
     /// It wants its disk back.
     pub(super) fn withdraw(&mut self, pod: &PodId, connection: ConnectionId) {
-        let known = self.lenders.get_mut(pod).filter(|known| known.connection == connection);
+        let known = self.pods.get_mut(pod).filter(|known| known.connection == connection);
         if let Some(known) = known {
             known.withdraws = true;
         }
@@ -59,12 +56,8 @@ impl Lenders {
 
     /// Its conversation is over.
     pub(super) fn hang_up(&mut self, pod: &PodId, connection: ConnectionId) {
-        if self
-            .lenders
-            .get(pod)
-            .is_some_and(|known| known.connection == connection)
-        {
-            self.lenders.remove(pod);
+        if self.pods.get(pod).is_some_and(|known| known.connection == connection) {
+            self.pods.remove(pod);
         }
     }
 
@@ -78,7 +71,7 @@ impl Lenders {
 
     /// Whether a pod lends its disk.
     pub(super) fn lends(&self, pod: &PodId) -> bool {
-        self.lenders.get(pod).is_some_and(|lender| !lender.withdraws)
+        self.pods.get(pod).is_some_and(|lender| !lender.withdraws)
     }
 
     /// The conversations of pods whose disk is back, where `has` says whether a guest has what a pod lends; and when there may be more.
@@ -91,7 +84,7 @@ impl Lenders {
         self.begun_until = self.begun_until.filter(|until| *until > now);
         let (in_doubt, begun_until) = (&self.in_doubt, self.begun_until);
         let mut next: Option<Instant> = None;
-        let back = self.lenders.extract_if(.., |pod, lender| {
+        let back = self.pods.extract_if(.., |pod, lender| {
             if !lender.withdraws || has(pod) {
                 return false;
             }

@@ -118,6 +118,7 @@ pub(crate) fn attach(disk: &AttachDisk, file: File, queues: u8) -> Result<Block,
 mod tests {
     use std::path::PathBuf;
 
+    use node_shim_protocol::agent::DiskOptions;
     use node_shim_protocol::config as protocol;
     use node_shim_virtio::block::Storage;
 
@@ -197,12 +198,12 @@ mod tests {
             super::attach(&disk, file, 1).err().unwrap().to_string()
         };
         let null = || File::open("/dev/null").unwrap();
-        let serial = |serial: &str| node_shim_protocol::agent::DiskOptions {
+        let serial = |serial: &str| DiskOptions {
             serial: Some(serial.to_owned()),
-            ..Default::default()
+            ..DiskOptions::default()
         };
-        assert!(attach("Data", Default::default(), null()).contains("name"));
+        assert!(attach("Data", DiskOptions::default(), null()).contains("name"));
         assert!(attach("data", serial("two words"), null()).contains("serial"));
-        assert!(attach("data", Default::default(), null()).contains("not open for that"));
+        assert!(attach("data", DiskOptions::default(), null()).contains("not open for that"));
     }
 }
