@@ -134,6 +134,12 @@ fn waiting(input: &Input<'_>, cause: WaitCause) -> Headline {
                 "the guest is being shut down to be started again",
             ),
         },
+        WaitCause::VolumePodsGone => under_way(
+            "Restarting",
+            Reason::WaitingForOldPod,
+            "the volume pods of the VM's last run have not gone yet, and the next pod opens their disks itself; where their node is lost, bring it back, or \
+             delete the Node object once it is certain that the machine is off",
+        ),
         WaitCause::OtherPodGone => under_way(
             "Pending",
             Reason::WaitingForOldPod,
@@ -170,6 +176,7 @@ fn living(input: &Input<'_>) -> Headline {
         Phase::Running { ready: true } => {
             let progress = match input.live.map(Live::progress) {
                 Some(live::Progress::UnderWay) => Progress::Reconciling,
+                _ if input.live.is_some_and(Live::plugs) => Progress::Reconciling,
                 Some(live::Progress::Settled | live::Progress::Impossible) | None => Progress::Settled,
             };
             line("Running", true, Reason::Running, "the VM runs", progress)
