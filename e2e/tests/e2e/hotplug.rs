@@ -58,7 +58,7 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
 
 /// No udev runs in this guest, which would make links of the serial numbers.
 const DISK: &str =
-    r#"disk() { for it in /sys/block/vd*; do [ "$(cat $it/serial)" = "$1" ] && echo /dev/${it##*/}; done; }; "#;
+    r#"disk() { for it in /sys/block/vd*; do [ "$(cat $it/serial)" = "$1" ] && echo /dev/${it##*/}; done; true; }; "#;
 
 /// Runs a shell command in the guest, and returns what it printed. It has a function `disk` that finds one by its serial number.
 async fn in_guest(cluster: &Cluster, command: &str) -> Result<String> {
