@@ -59,7 +59,7 @@ fn decide(before: &VirtualMachine, after: &VirtualMachine) -> Changes {
         vcpus: running.config.cpu.cores,
         memory_bytes: running.config.memory.size_bytes,
     };
-    changes::decide(&running, &valid(after), held, &[])
+    changes::decide(&running, &valid(after), held, &[], &[])
 }
 
 #[test]
@@ -390,7 +390,7 @@ fn labels_are_changed_on_the_pod_that_runs() {
         vcpus: 2,
         memory_bytes: GIB,
     };
-    assert!(!changes::decide(&running, &valid(&after), held, &[]).pod_metadata);
+    assert!(!changes::decide(&running, &valid(&after), held, &[], &[]).pod_metadata);
 }
 
 #[test]
