@@ -129,8 +129,9 @@ fn every_field_goes_its_way() {
                 .collect();
             // A VM that was started with more memory keeps it.
             let shrinks = edit.live == ["memory.size"] && from == &after;
-            // As one that was started with more disks.
-            let has_more = edit.live.iter().any(|path| path.starts_with("disks[")) && from == &after;
+            // As one that was started with more disks or interfaces.
+            let plugs = |path: &String| path.starts_with("disks[") || path.starts_with("interfaces[");
+            let has_more = edit.live.iter().any(plugs) && from == &after;
             if !shrinks && !has_more {
                 assert_eq!(changes.by_restart, edit.restart, "{}", edit.name);
                 assert_eq!(changes.by_resize.iter().collect::<Vec<_>>(), resized, "{}", edit.name);
