@@ -58,8 +58,9 @@ fn plan(wanted: &[&str], target: Option<&TargetInterfaces>, guest: &GuestStatus)
 #[test]
 fn numbers_are_the_interfaces_own() {
     type Named<'a> = &'a [(&'a str, i32)];
+    type Row<'a> = (&'a str, &'a [&'a str], Named<'a>, Named<'a>, Named<'a>, &'a [&'a str]);
     let none: Named<'_> = &[];
-    let table: [(&str, &[&str], Named<'_>, Named<'_>, Named<'_>, &[&str]); 7] = [
+    let table: [Row<'_>; 7] = [
         ("the first", &["a"], none, none, &[("a", 1)], &["a"]),
         ("asked for", &["a"], &[("a", 1)], none, &[("a", 1)], &["a"]),
         ("there", &["a"], &[("a", 1)], &[("a", 1)], &[("a", 1)], &[]),
