@@ -257,10 +257,7 @@ async fn interface_comes_and_goes(cluster: &Cluster) -> Result<()> {
     in_guest(cluster, "modprobe virtio_net").await?;
     let first = address().await?;
     let pod = cluster.pods(NAMESPACE).get(VM).await?;
-    let node = pod
-        .status
-        .and_then(|status| status.host_ip)
-        .context("the pod has no node")?;
+    let node = pod.data["status"]["hostIP"].as_str().context("the pod has no node")?;
     for _again in 0..2 {
         set_interfaces(cluster, &[json!({"name": "more", "masquerade": {}})]).await?;
         let vm = until_interfaces(cluster, &["more"]).await?;
