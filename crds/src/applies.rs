@@ -113,7 +113,12 @@ pub const FIELDS: &[Field] = &[
     field("interfaces[].bridge", Restart, ""),
     field("interfaces[].masquerade", Restart, ""),
     field("interfaces[].multus.networkName", Restart, ""),
-    field("interfaces[].name", Restart, ""),
+    field(
+        "interfaces[].name",
+        Live,
+        "An interface that is added is plugged, and one that was is unplugged when it is removed: with `masquerade` on the pod's own network and without limits, \
+         beside one of those that the VM was started with. An interface that the VM was started with, and every other field of any interface, waits for a restart.",
+    ),
     field("interfaces[].receiveLimits.bytesBurst", Restart, ""),
     field("interfaces[].receiveLimits.bytesPerSecond", Restart, ""),
     field("interfaces[].receiveLimits.operationsBurst", Restart, ""),

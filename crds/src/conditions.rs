@@ -45,7 +45,7 @@ names! {
         ImageReady,
         /// The VM's volumes are mounted: disks, also those that are plugged while it runs, and cloud-init data.
         DisksReady,
-        /// The pod has its network and its address.
+        /// The pod has its network and its address, and the guest its interfaces, also those that are plugged while it runs.
         NetworkReady,
         /// The guest is up: its readiness probe succeeds or, without one, its kernel runs.
         GuestReady,
@@ -103,7 +103,7 @@ names! {
         MountFailed,
         /// A claim of the VM is missing, is not bound, or has a volume that no node can use now.
         ClaimNotReady,
-        /// A disk cannot be plugged into the VM that runs; what may pass is tried again.
+        /// A disk or an interface cannot be plugged into the VM that runs; what may pass is tried again.
         HotPlugFailed,
         /// The pod's network cannot be set up.
         NetworkFailed,

@@ -51,6 +51,41 @@ pub struct GuestStatus {
     #[schemars(length(max = 31))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub refused_disks: Vec<RefusedDisk>,
+    /// Interfaces that the guest was given while it ran and has not given up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub interfaces: Vec<PluggedInterface>,
+    /// Interfaces of `status.targetInterfaces` that it could not be given, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub refused_interfaces: Vec<RefusedInterface>,
+}
+
+/// An interface that a guest was given while it ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PluggedInterface {
+    /// Name of the interface in the VM's spec.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Its number, as in `status.targetInterfaces`.
+    pub number: i32,
+}
+
+/// An interface that a guest could not be given. The node agent tries again what may work another time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedInterface {
+    /// Name of the interface in the VM's spec.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Its number, as in `status.targetInterfaces`.
+    pub number: i32,
+    /// Why not.
+    #[schemars(length(max = 512))]
+    pub message: String,
 }
 
 /// A disk that a guest was given while it ran.

@@ -37,6 +37,9 @@ pub struct VirtualMachineStatus {
     /// Disks that the guest should be given while it runs, for the node agent. Where it is left out nothing is plugged or unplugged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_disks: Option<TargetDisks>,
+    /// Interfaces, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_interfaces: Option<TargetInterfaces>,
     /// The last target that the VMM answered, from the node agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acknowledged_target: Option<AcknowledgedTarget>,
@@ -159,6 +162,37 @@ pub struct TargetDisk {
     #[serde(rename = "podUID")]
     #[schemars(length(max = 64))]
     pub pod_uid: String,
+}
+
+/// What the guest in one pod should be given of interfaces that its pod was not made with, each behind the pod's own address. What the guest has
+/// is named in `status.guest.interfaces`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetInterfaces {
+    /// UID of the pod whose guest is meant.
+    #[serde(rename = "podUID")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
+    /// The interfaces; what the guest was given and is not here it is asked to give up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub interfaces: Vec<TargetInterface>,
+}
+
+/// An interface that a guest should be given while it runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetInterface {
+    /// Name of the interface in the VM's spec.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Its number n, which no other interface of the guest has: its network is 10.0.(2+n).0/24.
+    #[schemars(range(min = 0, max = 7))]
+    pub number: i32,
+    /// Its MAC address.
+    #[schemars(length(max = 17))]
+    pub mac: String,
 }
 
 /// The last target that a VMM answered. Written by the node agent of the VM's node only, as `status.guest` is.

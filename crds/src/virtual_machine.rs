@@ -115,8 +115,8 @@ pub struct VirtualMachineSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
-    #[x_kube(validation = Rule::new("self.filter(interface, !has(interface.multus)).size() <= 1")
-        .message("at most one interface can be on the pod's own network: write multus.networkName for the others, or remove them"))]
+    #[x_kube(validation = Rule::new("self.filter(interface, !has(interface.multus)).size() <= 1 || self.all(interface, has(interface.multus) || has(interface.masquerade))")
+        .message("an interface with a bridge is alone on the pod's own network: write masquerade, or multus.networkName for the others, or remove them"))]
     pub interfaces: Vec<NetworkInterface>,
     /// What cloud-init finds in the guest. Without it there is no NoCloud disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -18,6 +18,7 @@ mod desired;
 mod eviction;
 mod hotplug;
 mod instance_type;
+mod interfaces;
 mod lifecycle;
 mod live;
 mod observe;

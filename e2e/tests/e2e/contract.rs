@@ -154,6 +154,13 @@ async fn reaches_the_vm(cluster: &Cluster, path: &str, old: &Value) -> Result<()
         };
         cluster.until(&vms, VM, "given the disk", has).await?;
     }
+    if let Some(interface) = path.strip_prefix("interfaces[").and_then(|rest| rest.strip_suffix(']')) {
+        let has = |vm: &Value| {
+            let interfaces = vm["status"]["guest"]["interfaces"].as_array();
+            interfaces.is_some_and(|interfaces| interfaces.iter().any(|had| had["name"] == interface))
+        };
+        cluster.until(&vms, VM, "given the interface", has).await?;
+    }
     let no_restart = |vm: &Value| has_condition(vm, "RestartRequired", "False") && pending(vm).is_empty();
     cluster
         .until(&vms, VM, "what it should be without a restart", no_restart)

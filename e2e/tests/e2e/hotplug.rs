@@ -1,4 +1,4 @@
-//! Disks that come and go while their VM runs: seen in the guest, on the node, and in what is said.
+//! Disks and interfaces that come and go while their VM runs: seen in the guest, on the node, and in what is said.
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, condition, has_condition};
@@ -36,6 +36,12 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
         .case(
             "disks are plugged and unplugged while the node agent restarts",
             agent_restarts(cluster),
+        )
+        .await;
+    runner
+        .case(
+            "an interface is plugged, used and unplugged",
+            interface_comes_and_goes(cluster),
         )
         .await;
     runner
@@ -211,6 +217,68 @@ async fn agent_restarts(cluster: &Cluster) -> Result<()> {
     let read = "dd if=$(disk file) bs=512 skip=9 count=1 iflag=direct status=none | tr -d '\\0'";
     let found = in_guest(cluster, read).await?;
     ensure!(found == "written to file", "{found}");
+    goes_on(cluster).await
+}
+
+/// Sets the interfaces behind the one that the VM was started with.
+async fn set_interfaces(cluster: &Cluster, interfaces: &[Value]) -> Result<()> {
+    let vm = bare_debian_vm(NAMESPACE, VM);
+    let first = vm["spec"]["interfaces"].as_array().context("the VM has interfaces")?;
+    let all: Vec<Value> = first.iter().chain(interfaces).cloned().collect();
+    let patch = json!({"spec": {"interfaces": all}}).to_string();
+    cluster
+        .kubectl(&["patch", "vm", "-n", NAMESPACE, VM, "--type=merge", "-p", &patch])
+        .await?;
+    Ok(())
+}
+
+/// Waits until the guest was given exactly these interfaces, and nothing is pending.
+async fn until_interfaces(cluster: &Cluster, names: &[&str]) -> Result<Value> {
+    let done = |vm: &Value| {
+        let interfaces = vm["status"]["guest"]["interfaces"].as_array();
+        let given: Vec<&str> = interfaces
+            .into_iter()
+            .flatten()
+            .filter_map(|interface| interface["name"].as_str())
+            .collect();
+        given == names
+            && vm["status"]["pendingChanges"].as_array().is_none_or(Vec::is_empty)
+            && has_condition(vm, "NetworkReady", "True")
+            && has_condition(vm, "RestartRequired", "False")
+    };
+    let what = format!("with the interfaces {names:?}");
+    cluster.until(&cluster.vms(NAMESPACE), VM, &what, done).await
+}
+
+async fn interface_comes_and_goes(cluster: &Cluster) -> Result<()> {
+    let before = uid(cluster).await?;
+    let address = || async { in_guest(cluster, "ls /sys/class/net").await };
+    // No udev runs in this guest, which would load it.
+    in_guest(cluster, "modprobe virtio_net").await?;
+    let first = address().await?;
+    let pod = cluster.pods(NAMESPACE).get(VM).await?;
+    let node = pod.data["status"]["hostIP"].as_str().context("the pod has no node")?;
+    for _again in 0..2 {
+        set_interfaces(cluster, &[json!({"name": "more", "masquerade": {}})]).await?;
+        let vm = until_interfaces(cluster, &["more"]).await?;
+        let mac = vm["status"]["targetInterfaces"]["interfaces"][0]["mac"]
+            .as_str()
+            .context("the interface has no MAC address")?
+            .to_owned();
+        // Its kernel may still be looking at the card when it has taken the slot. The address is what DHCP gives; this guest has no client.
+        let use_it = format!(
+            "for i in $(seq 100); do net=$(grep -l '^{mac}$' /sys/class/net/*/address) && break; sleep 0.2; done; \
+             net=$(basename $(dirname $net)); ip link set $net up && ip addr add 10.0.3.2/24 dev $net && ip route add {node} via 10.0.3.1 && \
+             ping -c 3 -W 5 10.0.3.1 > /dev/null && ping -c 3 -W 5 {node} > /dev/null && echo used $net"
+        );
+        let said = in_guest(cluster, &use_it).await?;
+        ensure!(said.starts_with("used "), "{said}");
+        set_interfaces(cluster, &[]).await?;
+        until_interfaces(cluster, &[]).await?;
+        let left = address().await?;
+        ensure!(left == first, "{left} are left of {first}");
+    }
+    ensure!(uid(cluster).await? == before, "the VM has another pod");
     goes_on(cluster).await
 }
 

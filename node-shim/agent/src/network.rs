@@ -98,6 +98,31 @@ pub(crate) async fn attach(
     namespace.run(work).await.map_err(NetworkError::Namespace)?
 }
 
+/// Connects one more interface inside `namespace`, with masquerade on the pod's own network: the tap of this number, which nobody uses. What is
+/// there beside it stays as it is. Done again it is made anew.
+pub(crate) async fn attach_beside(
+    namespace: PodNamespace,
+    number: u8,
+    interface: GuestInterface,
+) -> Result<Attached, NetworkError> {
+    let work = move || attach_beside_here(number, &interface);
+    namespace.run(work).await.map_err(NetworkError::Namespace)?
+}
+
+/// Does the work of [`attach_beside`] in the calling thread's network namespace.
+fn attach_beside_here(number: u8, interface: &GuestInterface) -> Result<Attached, NetworkError> {
+    let mut links = link::Links::new();
+    let uplink = find_uplink(&mut links, None)?;
+    let plan = Plan::beside(number, interface, uplink).map_err(NetworkError::Plan)?;
+    let tap = plan.taps().next().ok_or(NetworkError::Plan(plan::PlanError::Name))?;
+    // Before the tap, so that nothing passes by it unguarded.
+    nftables::replace_table(&ruleset::table_beside(&plan, &tap.device)).map_err(NetworkError::Nftables)?;
+    let attached = connect(&mut links, tap)?;
+    let (index, name) = (tap.uplink.index, &tap.uplink.name);
+    links.forward_ipv4(index, name).map_err(NetworkError::Link)?;
+    Ok(attached)
+}
+
 /// Does the work of [`attach`] in the calling thread's network namespace.
 fn attach_here(interfaces: &[GuestInterface]) -> Result<Vec<Attached>, NetworkError> {
     let mut links = link::Links::new();
@@ -140,18 +165,21 @@ fn attach_here(interfaces: &[GuestInterface]) -> Result<Vec<Attached>, NetworkEr
 fn find(links: &mut link::Links, interface: &GuestInterface) -> Result<Found, NetworkError> {
     let name = interface.pod_interface.as_deref();
     match interface.binding {
-        InterfaceBinding::Masquerade => {
-            let mut uplink = links.uplink(name).map_err(NetworkError::Link)?;
-            if uplink.has_ipv6()
-                && let Err(error) = forwarding::enable_ipv6(&uplink.name)
-            {
-                tracing::warn!("a VM gets no IPv6, although its pod has it: {error}");
-                uplink.addresses6.clear();
-            }
-            Ok(Found::Uplink(uplink))
-        }
+        InterfaceBinding::Masquerade => find_uplink(links, name).map(Found::Uplink),
         InterfaceBinding::Bridge => links.port(name).map(Found::Port).map_err(NetworkError::Link),
     }
+}
+
+/// The pod's interface that a guest is to be behind, ready for it.
+fn find_uplink(links: &mut link::Links, name: Option<&str>) -> Result<plan::Uplink, NetworkError> {
+    let mut uplink = links.uplink(name).map_err(NetworkError::Link)?;
+    if uplink.has_ipv6()
+        && let Err(error) = forwarding::enable_ipv6(&uplink.name)
+    {
+        tracing::warn!("a VM gets no IPv6, although its pod has it: {error}");
+        uplink.addresses6.clear();
+    }
+    Ok(uplink)
 }
 
 fn connect(links: &mut link::Links, planned: &plan::Tap) -> Result<Attached, NetworkError> {

@@ -17,8 +17,12 @@
 //!  |<--------------------------------------|
 //!  | Plugged                               |
 //!  |-------------------------------------->|
+//!  |       AttachInterface, fds [queues...] |   one more tap, or DetachInterface
+//!  |<--------------------------------------|
+//!  | PluggedInterface                      |
+//!  |-------------------------------------->|
 //!  x connection lost: the agent restarted. The shim connects again and sends
-//!  | Resume                                |   no descriptor is needed: it still has them
+//!  | Resume, fds [netns]                   |   the other descriptors it still has
 //!  |-------------------------------------->|
 //! ```
 //!
@@ -42,12 +46,12 @@ use crate::config::{BridgedNetwork, Discard, GuestNetwork, RateLimit};
 use crate::control::Failure;
 
 /// Version of this conversation; the agent refuses a shim that speaks another. 2: queues and IPv6. 3: the pod's UID, and resizes. 4: bindings of
-/// interfaces, disks that are plugged.
+/// interfaces, disks and interfaces that are plugged.
 pub const VERSION: u32 = 4;
 /// Oldest version of a running shim that the agent goes on with. It is not sent what its version does not have.
 pub const RESUME_VERSION: u32 = 3;
-/// First version whose shim takes [`Response::AttachDisk`] and [`Response::DetachDisk`].
-pub const DISKS_VERSION: u32 = 4;
+/// First version whose shim takes [`Response::AttachDisk`], [`Response::AttachInterface`] and their opposites.
+pub const PLUG_VERSION: u32 = 4;
 /// Largest packet in bytes; a longer one is refused.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
 /// Most interfaces of one VM.
@@ -73,7 +77,8 @@ pub enum Request {
         /// The interfaces for which a tap is wanted.
         interfaces: Vec<InterfaceRequest>,
     },
-    /// First packet of a VM that the agent's predecessor has already served. No descriptor.
+    /// First packet of a VM that the agent's predecessor has already served. One descriptor: as in `Hello`; none from a shim before
+    /// [`PLUG_VERSION`].
     Resume {
         /// [`VERSION`].
         version: u32,
@@ -89,6 +94,8 @@ pub enum Request {
     Resized(Resized),
     /// Answer to [`Response::AttachDisk`] and to [`Response::DetachDisk`]. No descriptor.
     Plugged(Plugged),
+    /// Answer to [`Response::AttachInterface`] and to [`Response::DetachInterface`]. No descriptor.
+    PluggedInterface(Plugged),
     /// First packet of a volume pod. One descriptor: its disk, opened and locked.
     Lend {
         /// [`VERSION`].
@@ -120,21 +127,21 @@ pub struct Resized {
     pub status: GuestStatus,
 }
 
-/// What became of a [`Response::AttachDisk`] or a [`Response::DetachDisk`].
+/// What became of a disk or an interface that was to be attached or detached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Plugged {
-    /// Name of the disk, at most [`DISK_NAME_MAX_BYTES`].
+    /// Its name, at most [`NAME_MAX_BYTES`].
     pub name: String,
-    /// Why it was not done; its message has at most [`FAILURE_MAX_BYTES`] of one line. None: the guest has the disk, or was asked to give it up.
+    /// Why it was not done; its message has at most [`FAILURE_MAX_BYTES`] of one line. None: the guest has it, or was asked to give it up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
     /// What the guest does and has now.
     pub status: GuestStatus,
 }
 
-/// Most bytes of the name of a disk: a DNS label.
-pub const DISK_NAME_MAX_BYTES: usize = 63;
+/// Most bytes of the name of a disk or an interface: a DNS label.
+pub const NAME_MAX_BYTES: usize = 63;
 /// Most disks that a guest can have been given while it ran: one for each PCI slot, of which the host bridge has one.
 pub const PLUGGED_DISKS_MAX: usize = 31;
 
@@ -176,6 +183,28 @@ pub struct PluggedDisk {
     pub name: String,
     /// [`AttachDisk::lender`].
     pub lender: String,
+}
+
+/// One more interface for a guest, with a private network behind the pod's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AttachInterface {
+    /// Its number, below [`MAX_INTERFACES`]: that of its tap and of its network, told back.
+    pub number: u8,
+    /// The guest's MAC address.
+    pub mac: String,
+    /// Its name, its queues and what is on the other side.
+    pub grant: InterfaceGrant,
+}
+
+/// An interface that a guest was given while it ran.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PluggedInterface {
+    /// Its name in the VM's spec, a DNS label.
+    pub name: String,
+    /// [`AttachInterface::number`].
+    pub number: u8,
 }
 
 /// Most bytes of the message of [`Resized::failure`] and of [`Plugged::failure`].
@@ -229,12 +258,20 @@ pub enum Response {
     },
     /// What the guest shall have from now on, answered by [`Request::Resized`]. No descriptor. Not before `Granted` or `Resume`.
     Resize(Resize),
-    /// A disk for the guest, answered by [`Request::Plugged`]. One descriptor: the disk. From [`DISKS_VERSION`] on.
+    /// A disk for the guest, answered by [`Request::Plugged`]. One descriptor: the disk. From [`PLUG_VERSION`] on.
     AttachDisk(AttachDisk),
     /// The guest is to give a disk up that it was given so, answered by [`Request::Plugged`]; when it has, its status lacks the disk. No
-    /// descriptor. From [`DISKS_VERSION`] on.
+    /// descriptor. From [`PLUG_VERSION`] on.
     DetachDisk {
         /// [`AttachDisk::name`].
+        name: String,
+    },
+    /// One more interface for the guest, answered by [`Request::PluggedInterface`]. Descriptors: the queues of its tap, [`MAX_QUEUES`]; those
+    /// that the shim has no use for it closes. From [`PLUG_VERSION`] on.
+    AttachInterface(AttachInterface),
+    /// As [`Self::DetachDisk`], of an interface. Its tap vanishes with it.
+    DetachInterface {
+        /// [`InterfaceGrant::name`].
         name: String,
     },
     /// Answer to `Lend`: the disk is plugged when its VM is to have it.
@@ -300,6 +337,9 @@ pub struct GuestStatus {
     /// Disks that it was given while it ran and has not given up, at most [`PLUGGED_DISKS_MAX`], by their names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<PluggedDisk>,
+    /// Interfaces, likewise, at most [`MAX_INTERFACES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<PluggedInterface>,
 }
 
 /// Most bytes of [`GuestStatus::kernel`].
@@ -364,5 +404,28 @@ mod tests {
         });
         assert_eq!(serde_json::from_str::<Response>(attach).unwrap(), response);
         assert_eq!(serde_json::to_string(&response).unwrap(), attach);
+    }
+
+    #[test]
+    fn packets_about_interfaces_read_as_a_person_would_write_them() {
+        let attach = r#"{"attachInterface":{"number":1,"mac":"02:00:00:00:00:01","grant":{"name":"more","queues":4,"network":{"masquerade":"#;
+        let network = r#"{"address":"10.0.3.2","prefixLength":24,"gateway":"10.0.3.1","gatewayMac":"02:00:54:4d:00:01","mtu":1450}}}}}"#;
+        let text = format!("{attach}{network}");
+        let Response::AttachInterface(interface) = serde_json::from_str(&text).unwrap() else {
+            panic!("no AttachInterface");
+        };
+        assert_eq!((interface.number, interface.grant.name.as_str()), (1, "more"));
+        let again = serde_json::to_string(&Response::AttachInterface(interface.clone())).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Response>(&again).unwrap(),
+            Response::AttachInterface(interface)
+        );
+        let detach = Response::DetachInterface {
+            name: "more".to_owned(),
+        };
+        assert_eq!(
+            serde_json::to_string(&detach).unwrap(),
+            r#"{"detachInterface":{"name":"more"}}"#
+        );
     }
 }

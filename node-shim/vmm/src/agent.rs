@@ -3,13 +3,14 @@
 //! [`negotiate`] asks for the VM's descriptors before there is a VM. Afterwards [`Link`] keeps the connection, in the event loop: when
 //! the agent restarts, the guest does not notice.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use node_shim_protocol::agent::{
-    AttachDisk, GrantedNetwork, GuestStatus, InterfaceBinding, InterfaceGrant, InterfaceRequest, Plugged, Request,
-    Resize, Resized, Response, VERSION,
+    AttachDisk, AttachInterface, GrantedNetwork, GuestStatus, InterfaceBinding, InterfaceGrant, InterfaceRequest,
+    Plugged, Request, Resize, Resized, Response, VERSION,
 };
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -79,7 +80,7 @@ pub(crate) fn negotiate(
     interfaces: &[InterfaceRequest],
     signals: &Signals,
 ) -> Result<Grant, AgentError> {
-    let namespace = std::fs::File::open("/proc/self/ns/net").map_err(AgentError::Namespace)?;
+    let namespace = File::open("/proc/self/ns/net").map_err(AgentError::Namespace)?;
     let hello = Request::Hello {
         version: VERSION,
         pod_uid: address.pod_uid.clone(),
@@ -94,7 +95,7 @@ pub(crate) fn negotiate(
                 response,
                 descriptors,
             } => {
-                return granted(address, connection, interfaces, response, descriptors);
+                return granted(address, (connection, namespace), interfaces, response, descriptors);
             }
             Answer::Refused {
                 reason,
@@ -155,6 +156,10 @@ pub(crate) enum Order {
     Attach(AttachDisk, Vec<OwnedFd>),
     /// That the guest gives a disk up.
     Detach(String),
+    /// One more interface, with the queues of its tap.
+    AttachInterface(AttachInterface, Vec<OwnedFd>),
+    /// That the guest gives an interface up.
+    DetachInterface(String),
 }
 
 /// How one try ended.
@@ -171,7 +176,7 @@ enum Answer {
     Failed(String),
 }
 
-fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &Signals) -> Result<Answer, AgentError> {
+fn ask(socket: &Path, hello: &Request, namespace: &File, signals: &Signals) -> Result<Answer, AgentError> {
     let failed = |error: PacketError| Ok(Answer::Failed(error.to_string()));
     let connection = match packet::connect(socket) {
         Ok(connection) => connection,
@@ -190,9 +195,14 @@ fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &Sign
             descriptors,
         }),
         Ok(Some((Response::Refused { reason, retryable }, _))) => Ok(Answer::Refused { reason, retryable }),
-        Ok(Some((Response::Resize(_) | Response::AttachDisk(_) | Response::DetachDisk { .. }, _))) => {
-            Err(AgentError::Unusable("something is asked for before Granted".to_owned()))
-        }
+        Ok(Some((
+            Response::Resize(_)
+            | Response::AttachDisk(_)
+            | Response::DetachDisk { .. }
+            | Response::AttachInterface(_)
+            | Response::DetachInterface { .. },
+            _,
+        ))) => Err(AgentError::Unusable("something is asked for before Granted".to_owned())),
         Ok(Some((Response::Lent | Response::Returned, _))) => Err(AgentError::Unusable(NOT_A_LENDER.to_owned())),
         Ok(None) => Ok(Answer::Failed(
             "it closed the connection without an answer, as an agent of an older release does".to_owned(),
@@ -231,7 +241,7 @@ fn wait(signals: &Signals, connection: Option<&OwnedFd>, limit: Duration) -> Res
 /// Matches descriptors to what was asked for.
 fn granted(
     address: &Address,
-    connection: OwnedFd,
+    (connection, namespace): (OwnedFd, File),
     asked: &[InterfaceRequest],
     response: Vec<InterfaceGrant>,
     descriptors: Vec<OwnedFd>,
@@ -286,6 +296,7 @@ fn granted(
             .collect(),
         link: Link {
             address: address.clone(),
+            namespace,
             state: LinkState::Connected {
                 connection,
                 token: None,
@@ -299,6 +310,8 @@ fn granted(
 /// The connection while the VM runs.
 pub(crate) struct Link {
     address: Address,
+    /// Our own network namespace, which each agent is shown: by now it cannot be opened any more.
+    namespace: File,
     state: LinkState,
     backoff: Backoff,
     /// Greatest `sequence` of a [`Resize`], from whichever agent.
@@ -349,6 +362,11 @@ impl Link {
         self.say(poll, &Request::Plugged(plugged));
     }
 
+    /// Tells the agent what became of an interface that it asked for.
+    pub(crate) fn answer_interface(&mut self, poll: &Poll, plugged: Plugged) {
+        self.say(poll, &Request::PluggedInterface(plugged));
+    }
+
     fn say(&mut self, poll: &Poll, request: &Request) {
         if let LinkState::Connected { connection, .. } = &self.state
             && let Err(error) = packet::send(connection, request, &[])
@@ -376,6 +394,10 @@ impl Link {
             }
             Ok(Some((Response::AttachDisk(disk), descriptors))) => return Some(Order::Attach(disk, descriptors)),
             Ok(Some((Response::DetachDisk { name }, _))) => return Some(Order::Detach(name)),
+            Ok(Some((Response::AttachInterface(interface), descriptors))) => {
+                return Some(Order::AttachInterface(interface, descriptors));
+            }
+            Ok(Some((Response::DetachInterface { name }, _))) => return Some(Order::DetachInterface(name)),
             Ok(Some((Response::Lent | Response::Returned, _))) => self.lose(poll, NOT_A_LENDER),
             Ok(Some((
                 Response::Refused {
@@ -423,7 +445,7 @@ impl Link {
             pod_uid: self.address.pod_uid.clone(),
             status: status.clone(),
         };
-        packet::send(&connection, &resume, &[])?;
+        packet::send(&connection, &resume, &[self.namespace.as_fd()])?;
         let token = poll
             .add(connection.as_fd(), EventFlags::IN, Source::Agent)
             .map_err(PacketError::Io)?;

@@ -346,6 +346,10 @@ impl EventLoop {
                 Some(Order::Resize(resize)) => self.on_resize(machine, resize),
                 Some(Order::Attach(disk, descriptors)) => self.on_attach(machine, disk, descriptors),
                 Some(Order::Detach(name)) => self.on_detach(machine, name),
+                Some(Order::AttachInterface(interface, queues)) => {
+                    self.on_attach_interface(machine, interface, queues);
+                }
+                Some(Order::DetachInterface(name)) => self.on_detach_interface(machine, name),
                 None => {}
             },
             Source::Doorbell { function, queue, kick } => {
@@ -517,6 +521,7 @@ impl EventLoop {
             boot_time_ms: self.boot_time_ms,
             vcpus: size.vcpus,
             memory_bytes: size.memory_bytes,
+            interfaces: size.interfaces.clone(),
             resets: self.resets,
             kernel: self.platform.boot.found(),
             hindrance: size.hindrance.clone(),

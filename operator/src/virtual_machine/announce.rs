@@ -53,14 +53,15 @@ pub(crate) fn events(old: &VirtualMachineStatus, new: &VirtualMachineStatus, ver
         events.extend(is.and_then(|(reason, message)| headline(reason, message, new)));
     }
     events.extend(eviction(old, new));
-    events.extend(disks(old, new));
+    let parts = [ConditionType::DisksReady, ConditionType::NetworkReady];
+    events.extend(parts.into_iter().filter_map(|part| not_plugged(part, old, new)));
     events
 }
 
-/// That a disk cannot be plugged.
-fn disks(old: &VirtualMachineStatus, new: &VirtualMachineStatus) -> Option<Event> {
+/// That a disk or an interface cannot be plugged.
+fn not_plugged(part: ConditionType, old: &VirtualMachineStatus, new: &VirtualMachineStatus) -> Option<Event> {
     let failed = |status: &VirtualMachineStatus| {
-        find(&status.conditions, ConditionType::DisksReady)
+        find(&status.conditions, part)
             .filter(|condition| condition.reason == Reason::HotPlugFailed.as_str())
             .map(|condition| condition.message.clone())
     };
@@ -148,7 +149,7 @@ fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<E
         Reason::MountFailed => (EventType::Warning, "MountFailed", "Mount"),
         Reason::NetworkFailed => (EventType::Warning, "NetworkFailed", "Start"),
         Reason::ContainerFailed => (EventType::Warning, "ContainerFailed", "Start"),
-        // Not of the whole VM: see `disks`.
+        // Not of the whole VM: see `not_plugged`.
         Reason::HotPlugFailed
         | Reason::Starting
         | Reason::Stopping

@@ -25,7 +25,8 @@ use super::{
         snapshot::{self, Snapshot},
     },
     hotplug::VolumePod,
-    validate::{DiskSource, ValidDisk, ValidatedVm},
+    interfaces,
+    validate::{DiskSource, ValidDisk, ValidInterface, ValidatedVm},
 };
 
 /// What a pod that runs was made from.
@@ -61,6 +62,8 @@ pub(crate) struct Changes {
     pub(crate) by_restart: Vec<String>,
     /// Names of the disks that the pod was not made with, and that can be plugged.
     pub(crate) plugged: Vec<String>,
+    /// Names of the interfaces, likewise.
+    pub(crate) plugged_interfaces: Vec<String>,
 }
 
 /// How a changed field gets to the VM that runs.
@@ -73,17 +76,31 @@ enum Way {
 }
 
 /// Decides about a VM that runs. `held` is what its guest was last asked to have: it keeps that where the spec asks for what only a restart can give. `volumes`
-/// are its volume pods.
-pub(crate) fn decide(running: &Running, vm: &ValidatedVm, held: GuestSize, volumes: &[VolumePod]) -> Changes {
+/// are its volume pods, `given` the names of the interfaces that its guest was given.
+pub(crate) fn decide(
+    running: &Running,
+    vm: &ValidatedVm,
+    held: GuestSize,
+    volumes: &[VolumePod],
+    given: &[String],
+) -> Changes {
     let spec = Snapshot::of(&vm.source.spec);
     let differences = running.spec.differences(&spec);
     let added = vm.disks.iter().filter(|disk| is_added(&differences, disk));
     let plugged: Vec<String> = added.map(|disk| disk.name.clone()).collect();
     let more_disks = plugged.iter().chain(volumes.iter().map(|volume| &volume.disk));
     let more_disks: BTreeSet<&String> = more_disks.collect();
-    // The size of the running VM's frame is its own; only the CPU time that is asked for follows the spec, and what plugged disks cost.
+    let can = |it: &ValidInterface| interfaces::can_be_plugged(it, &running.config);
+    let is_added = |it: &ValidInterface| differences.contains(&format!("interfaces[{}]", it.name));
+    let added: Vec<&ValidInterface> = vm.interfaces.iter().filter(|it| is_added(it)).collect();
+    // What was plugged and has become something else stays until the restart that it waits for.
+    let plugged_interfaces = added.iter().filter(|it| can(it) || given.contains(&it.name));
+    let plugged_interfaces: Vec<String> = plugged_interfaces.map(|it| it.name.clone()).collect();
+    let changed: BTreeSet<String> = added.iter().filter(|it| !can(it)).map(|it| it.name.clone()).collect();
+    let more_interfaces: BTreeSet<&String> = plugged_interfaces.iter().chain(given).collect();
+    // The size of the running VM's frame is its own; only the CPU time that is asked for follows the spec, and what is plugged costs.
     let frame = Frame::new(&running.config, running.spec.is_dedicated(), vm.size.cpu_request_millis);
-    let frame = frame.with_more_devices(more_disks.len() as u64);
+    let frame = frame.with_more_devices((more_disks.len() + more_interfaces.len()) as u64);
     let wanted = GuestSize {
         vcpus: vm.size.cores,
         memory_bytes: vm.size.memory_bytes,
@@ -106,7 +123,9 @@ pub(crate) fn decide(running: &Running, vm: &ValidatedVm, held: GuestSize, volum
         if path == "instanceType.name" {
             continue;
         }
-        let is_plugged = plugged.iter().any(|disk| path == format!("disks[{disk}]"));
+        let mut live_interfaces = plugged_interfaces.iter().filter(|name| !changed.contains(*name));
+        let is_plugged = plugged.iter().any(|disk| path == format!("disks[{disk}]"))
+            || live_interfaces.any(|name| path == format!("interfaces[{name}]"));
         match way(&path, size, wanted, running.spec.is_dedicated(), is_plugged) {
             Way::Resize => {
                 by_resize.insert(names.shown(path));
@@ -126,6 +145,7 @@ pub(crate) fn decide(running: &Running, vm: &ValidatedVm, held: GuestSize, volum
         by_resize: by_resize.difference(&by_restart).cloned().collect(),
         by_restart: by_restart.into_iter().collect(),
         plugged,
+        plugged_interfaces,
     }
 }
 

@@ -177,10 +177,10 @@ pub(crate) enum Step {
     },
 }
 
-/// A disk that is not as the spec says.
+/// A disk or an interface that is not as the spec says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pending {
-    pub(crate) disk: String,
+    pub(crate) name: String,
     pub(crate) message: String,
     /// Something is wrong.
     pub(crate) failed: bool,
@@ -201,7 +201,7 @@ pub(crate) struct Plan {
 impl Plan {
     fn note(&mut self, disk: &str, failed: bool, message: impl Into<String>) {
         self.pending.push(Pending {
-            disk: disk.to_owned(),
+            name: disk.to_owned(),
             message: message.into(),
             failed,
         });
@@ -209,7 +209,7 @@ impl Plan {
 
     /// What came of a step: that a disk cannot be had.
     pub(crate) fn fail(&mut self, disk: &str, message: &str) {
-        self.pending.retain(|pending| pending.disk != disk);
+        self.pending.retain(|pending| pending.name != disk);
         self.note(disk, true, message);
     }
 
@@ -282,7 +282,7 @@ pub(crate) fn plan(facts: &Facts<'_>) -> Plan {
             disks: target.into_iter().map(disk).collect(),
         });
     }
-    plan.pending.sort_by(|one, other| one.disk.cmp(&other.disk));
+    plan.pending.sort_by(|one, other| one.name.cmp(&other.name));
     plan
 }
 

@@ -1,9 +1,9 @@
-//! Pure: what is to be done about a VM that runs and whose spec was edited. [`super::changes`], [`super::resize`] and
-//! [`super::hotplug`] decide; here they meet.
+//! Pure: what is to be done about a VM that runs and whose spec was edited. [`super::changes`], [`super::resize`],
+//! [`super::hotplug`] and [`super::interfaces`] decide; here they meet.
 
 use crds::{
     Quantity, VirtualMachine,
-    status::{GuestTarget, TargetDisks},
+    status::{GuestTarget, TargetDisks, TargetInterfaces},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -14,6 +14,7 @@ use super::{
     changes::{self, Changes, Running},
     desired::{SPEC_ANNOTATION, resources::GuestSize, snapshot::Snapshot},
     hotplug::{self, Plan, VolumePod},
+    interfaces,
     pod_state::{Phase, PodState},
     resize::{self, Answer, Kubelet, PodResources, Report, Step, Target},
     validate::ValidatedVm,
@@ -29,6 +30,8 @@ pub(crate) struct Live {
     pub(crate) target: Option<Target>,
     /// What is to be done about disks that come and go; `None` while it does not run.
     pub(crate) disks: Option<Plan>,
+    /// What is to be done about interfaces, likewise.
+    pub(crate) interfaces: Option<interfaces::Plan>,
     /// What the API server said when it did not admit the pod's new size.
     pub(crate) rejected: Option<String>,
     /// What it said when it did not admit the pod's new labels or annotations.
@@ -73,7 +76,11 @@ impl Live {
             |target| target.size,
         );
         let of_run: Vec<VolumePod> = volumes.iter().filter(|it| it.run == own.uid).cloned().collect();
-        let changes = changes::decide(&running, valid, held, &of_run);
+        let guest = vm.status.as_ref().and_then(|status| status.guest.as_ref());
+        let guest = guest.filter(|guest| guest.pod_uid.as_ref() == Some(&own.uid));
+        let asked = target_interfaces(vm, &own.uid);
+        let given = interfaces::given(asked, guest);
+        let changes = changes::decide(&running, valid, held, &of_run, &given);
         let resources = PodResources::of(pod).filter(|_| runs);
         let step = resources.map(|resources| {
             resize::step(&resize::Facts {
@@ -84,16 +91,24 @@ impl Live {
                 guest: report(vm, &own.uid),
             })
         });
-        let status = vm.status.as_ref();
-        let guest = status.and_then(|status| status.guest.as_ref());
         let disks = runs.then(|| {
             hotplug::plan(&hotplug::Facts {
                 run: &own.uid,
                 wanted: &changes.plugged,
                 volumes: &of_run,
                 target: target_disks(vm, &own.uid),
-                guest: guest.filter(|guest| guest.pod_uid.as_ref() == Some(&own.uid)),
+                guest,
                 now,
+            })
+        });
+        let interfaces = runs.then(|| {
+            interfaces::plan(&interfaces::Facts {
+                vm: &valid.uid,
+                run: &own.uid,
+                configured: running.config.interfaces.len(),
+                wanted: &changes.plugged_interfaces,
+                target: asked,
+                guest,
             })
         });
         Some(Self {
@@ -101,6 +116,7 @@ impl Live {
             step,
             target,
             disks,
+            interfaces,
             rejected: None,
             metadata_rejected: None,
         })
@@ -123,9 +139,10 @@ impl Live {
         }
     }
 
-    /// Whether a disk is on its way in or out.
+    /// Whether a disk or an interface is on its way in or out.
     pub(crate) fn plugs(&self) -> bool {
         self.disks.as_ref().is_some_and(|plan| !plan.pending.is_empty())
+            || self.interfaces.as_ref().is_some_and(|plan| !plan.pending.is_empty())
     }
 
     /// The target that the status should have for the pod with this UID.
@@ -149,6 +166,12 @@ impl Live {
 /// What the guest of this pod was last asked to have of disks.
 pub(crate) fn target_disks<'a>(vm: &'a VirtualMachine, pod_uid: &str) -> Option<&'a TargetDisks> {
     let target = vm.status.as_ref()?.target_disks.as_ref()?;
+    (target.pod_uid == pod_uid).then_some(target)
+}
+
+/// What the guest of this pod was last asked to have of interfaces.
+pub(crate) fn target_interfaces<'a>(vm: &'a VirtualMachine, pod_uid: &str) -> Option<&'a TargetInterfaces> {
+    let target = vm.status.as_ref()?.target_interfaces.as_ref()?;
     (target.pod_uid == pod_uid).then_some(target)
 }
 

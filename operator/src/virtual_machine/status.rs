@@ -15,7 +15,7 @@ use super::{
     desired::identity,
     eviction::{self, Protection},
     lifecycle::{Decision, RestCause},
-    live::{Live, target_disks},
+    live::{Live, target_disks, target_interfaces},
     pod_state::{Phase, PodState},
     run_history::History,
     trouble::Trouble,
@@ -105,6 +105,10 @@ pub(crate) fn compute(input: &Input<'_>) -> VirtualMachineStatus {
             Some(Some(plan)) => plan.target.clone(),
             // As above: what a guest has is not taken from it because of what became of its spec, or while it shuts down.
             Some(None) | None => target_disks(input.vm, &pod.uid).cloned(),
+        }),
+        target_interfaces: own.and_then(|pod| match input.live.map(|live| &live.interfaces) {
+            Some(Some(plan)) => plan.target.clone(),
+            Some(None) | None => target_interfaces(input.vm, &pod.uid).cloned(),
         }),
         node_name: own.and_then(|pod| pod.node.clone()),
         pod_name: own.and(input.vm.metadata.name.clone()),

@@ -5,6 +5,7 @@ mod evictions;
 mod fixtures;
 mod hotplug;
 mod hotplug_sequences;
+mod interfaces;
 mod live_changes;
 mod pods;
 mod resizes;

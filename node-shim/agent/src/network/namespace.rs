@@ -77,6 +77,11 @@ impl PodNamespace {
         Ok(Self(descriptor))
     }
 
+    /// Another descriptor of the same.
+    pub(crate) fn try_clone(&self) -> Result<Self, NamespaceError> {
+        self.0.try_clone().map(Self).map_err(NamespaceError::Inspect)
+    }
+
     /// Runs `work` in the namespace, on a thread that is used for nothing else and ends there: no thread ever comes back.
     pub(crate) async fn run<T: Send + 'static>(
         self,

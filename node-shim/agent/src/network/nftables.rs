@@ -10,7 +10,7 @@ use netlink_bindings::traits::{NetlinkChained, Pusher};
 use netlink_bindings::utils::{finalize_nested_header, push_header, push_nested_header};
 use netlink_socket2::{NetlinkSocket, ReplyError};
 
-use super::ruleset::{Action, Bytes, Chain, ChainKind, Family, Hook, Match, Prefix, Rule, TABLE, Table};
+use super::ruleset::{Action, Bytes, Chain, ChainKind, Family, Hook, Match, Prefix, Rule, Table};
 
 /// `NFPROTO_INET` (linux/netfilter.h).
 const FAMILY_INET: u8 = 1;
@@ -58,7 +58,7 @@ pub(super) fn replace_table(table: &Table) -> Result<(), NftablesError> {
 }
 
 fn encode(table: &Table) -> Result<impl NetlinkChained + Send + Sync + use<>, std::ffi::NulError> {
-    let name = CString::new(TABLE)?;
+    let name = CString::new(table.name.as_str())?;
     let header = Nfgenmsg {
         nfgen_family: match table.family {
             Family::Inet => FAMILY_INET,

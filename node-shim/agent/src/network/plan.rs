@@ -74,6 +74,19 @@ pub(crate) struct GuestInterface {
 }
 
 impl GuestInterface {
+    /// Checks an interface with masquerade on the pod's own network that is to be made while the guest runs.
+    pub(crate) fn check(name: &str, mac: &str) -> Result<Self, PlanError> {
+        let request = InterfaceRequest {
+            name: name.to_owned(),
+            mac: mac.to_owned(),
+            queues: MAX_QUEUES,
+            binding: InterfaceBinding::Masquerade,
+            pod_interface: None,
+        };
+        let mut checked = Self::check_all(&[request])?;
+        checked.pop().ok_or(PlanError::Name)
+    }
+
     /// Checks the interfaces that a shim asks for.
     pub(crate) fn check_all(requests: &[InterfaceRequest]) -> Result<Vec<Self>, PlanError> {
         if requests.len() > MAX_INTERFACES {
@@ -224,6 +237,15 @@ impl Plan {
         let plan = Self { connections };
         plan.check_overlaps()?;
         plan.check_ports()?;
+        Ok(plan)
+    }
+
+    /// The plan for one more interface with masquerade, beside what is there.
+    pub(crate) fn beside(number: u8, interface: &GuestInterface, uplink: Uplink) -> Result<Self, PlanError> {
+        let plan = Self {
+            connections: vec![Connection::Masquerade(Tap::new(number, interface, uplink))],
+        };
+        plan.check_overlaps()?;
         Ok(plan)
     }
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::plan::{Plan, Tap};
 
-/// Name of the tables.
+/// Name of the tables of a pod that begins.
 pub(super) const TABLE: &str = "tandem";
 
 /// What kind of packets a table is asked about.
@@ -22,6 +22,8 @@ pub(super) enum Family {
 /// A table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
+    /// Its name.
+    pub(super) name: String,
     /// Its family.
     pub(super) family: Family,
     /// Its base chains.
@@ -207,6 +209,15 @@ impl Rule {
 
 /// The table for `plan`.
 pub(super) fn table(plan: &Plan) -> Table {
+    build(TABLE.to_owned(), plan, inbound(plan), local(plan))
+}
+
+/// The table of a tap that is made beside others: what comes to the pod goes where it went before. It leaves theirs alone, and every chain of both is passed.
+pub(super) fn table_beside(plan: &Plan, device: &str) -> Table {
+    build(format!("{TABLE}-{device}"), plan, Vec::new(), Vec::new())
+}
+
+fn build(name: String, plan: &Plan, inbound: Vec<Rule>, local: Vec<Rule>) -> Table {
     let chain = |name: &str, kind, hook, priority, rules| Chain {
         name: name.to_owned(),
         kind,
@@ -215,6 +226,7 @@ pub(super) fn table(plan: &Plan) -> Table {
         rules,
     };
     Table {
+        name,
         family: Family::Inet,
         chains: vec![
             chain(
@@ -229,14 +241,14 @@ pub(super) fn table(plan: &Plan) -> Table {
                 ChainKind::Nat,
                 Hook::Prerouting,
                 PRIORITY_DESTINATION_NAT,
-                inbound(plan),
+                inbound,
             ),
             chain(
                 "local-to-guest",
                 ChainKind::Nat,
                 Hook::Output,
                 PRIORITY_DESTINATION_NAT,
-                local(plan),
+                local,
             ),
             chain(
                 "guest-to-pod",
@@ -406,5 +418,19 @@ mod tests {
                 .unwrap();
             assert_eq!(*last, Rule::new([Match::In(device.into())], Action::Drop));
         }
+    }
+
+    #[test]
+    fn a_tap_beside_others_is_guarded_and_takes_nothing_from_them() {
+        let plan = Plan::beside(1, &super::super::plan::tests::interfaces(1)[0], uplink()).unwrap();
+        let table = table_beside(&plan, "tap1");
+        assert_eq!(table.name, "tandem-tap1");
+        assert!(rules(&table, "to-guest").is_empty() && rules(&table, "local-to-guest").is_empty());
+        for chain in ["from-guest", "guest-to-pod", "between-networks", "outbound"] {
+            assert!(!rules(&table, chain).is_empty(), "{chain}");
+        }
+        let guest = Prefix::host(Ipv4Addr::new(10, 0, 3, 2));
+        let spoofed = Rule::new([Match::In("tap1".into()), Match::NotFrom(guest)], Action::Drop);
+        assert!(rules(&table, "from-guest").contains(&spoofed));
     }
 }

@@ -275,3 +275,33 @@ fn many_interfaces_are_connected_at_once() {
     let rules = lab.rules();
     assert!(rules.contains(r#"iifname "tap7" ip saddr != 10.0.9.2 drop"#), "{rules}");
 }
+
+#[test]
+fn one_more_tap_is_made_beside_one_that_goes_on() {
+    let lab = lab!();
+    for _again in 0..2 {
+        let more = lab::attach_beside(&lab.pod, 1).unwrap();
+        let network = lab::private(&more.grant);
+        let guest = Ipv4Addr::new(10, 0, 3, 2);
+        assert_eq!((network.address, more.queues.len()), (guest, 4));
+        // What comes to the pod goes where it went.
+        let socket = lab.node.inside(|| udp_socket(NODE, 0));
+        socket.send_to(b"ping", (POD, 9999)).unwrap();
+        let seen = lab.guest.receive(UDP);
+        assert_eq!(seen.datagram.destination, GUEST);
+        lab.guest.send(&seen.datagram.udp_answer(b"pong"));
+        assert_eq!(receive_from(&socket), (b"pong".to_vec(), SocketAddr::from((POD, 9999))));
+        // What the other sends leaves with the pod's address, and what is not from its own does not.
+        let socket = lab.node.inside(|| udp_socket(NODE, 5300));
+        let tap = lab::Guest(Some(more.queues.into_iter().next().unwrap().into()));
+        let send = |source, text: &[u8]| {
+            let datagram = Datagram::udp((source, 4000), (NODE, 5300), text);
+            let gateway = [0x02, 0, 0x54, 0x4d, 0, 1];
+            tap.send_frame(gateway, [0x02, 0, 0, 0, 1, 0], 0x0800, &datagram.encode());
+        };
+        send(GUEST, b"spoofed");
+        send(guest, b"query");
+        let (payload, from) = receive_from(&socket);
+        assert_eq!((payload.as_slice(), from.ip()), (b"query".as_slice(), POD.into()));
+    }
+}

@@ -12,7 +12,7 @@
 use std::net::Ipv4Addr;
 
 use super::bridged::Bridged;
-use super::ruleset::{Action, Bytes, Chain, ChainKind, Family, Hook, Match, PRIORITY_FILTER, Rule, Table};
+use super::ruleset::{Action, Bytes, Chain, ChainKind, Family, Hook, Match, PRIORITY_FILTER, Rule, TABLE, Table};
 
 /// Offsets in an Ethernet header.
 const DESTINATION: u32 = 0;
@@ -51,6 +51,7 @@ pub(super) fn table<'a>(wires: impl IntoIterator<Item = (&'a Bridged, u32)>) -> 
         ]
     });
     Table {
+        name: TABLE.to_owned(),
         family: Family::Netdev,
         chains: chains.collect(),
     }

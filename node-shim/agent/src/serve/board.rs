@@ -6,10 +6,12 @@
 
 #[cfg(test)]
 mod disk_tests;
-mod disks;
 mod fields;
+#[cfg(test)]
+mod interface_tests;
 mod lenders;
 mod orders;
+mod plugs;
 #[cfg(test)]
 mod resize_tests;
 #[cfg(test)]
@@ -19,15 +21,20 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crds::VirtualMachine;
-use node_shim_protocol::agent::{DISKS_VERSION, GuestState, GuestStatus, Resize};
+use node_shim_protocol::agent::{GuestState, GuestStatus, PLUG_VERSION, Resize};
 
 use super::identity::PodName;
-use super::report::{ConnectionId, PodId, Report, What};
-use disks::Disks;
-pub(super) use disks::{DiskOrder, Wanted as WantedDisk};
+use super::report::{ConnectionId, PodId, Report, WantedInterface, What};
 pub(super) use fields::Fields;
 use lenders::Lenders;
 use orders::{Next, Orders};
+pub(super) use plugs::WantedDisk;
+use plugs::{Held, Order, Plugs};
+
+/// A question about a disk.
+pub(super) type DiskOrder = Order<WantedDisk>;
+/// A question about an interface.
+pub(super) type InterfaceOrder = Order<WantedInterface>;
 
 /// Least time between two writes to one VirtualMachine; what happens in between is written together.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
@@ -69,6 +76,8 @@ pub(super) struct Due {
     pub(super) orders: Vec<(ConnectionId, Resize)>,
     /// As `orders`, of disks.
     pub(super) disks: Vec<(ConnectionId, DiskOrder)>,
+    /// As `orders`, of interfaces.
+    pub(super) interfaces: Vec<(ConnectionId, InterfaceOrder)>,
     /// Lenders that are to be told that their disk is back.
     pub(super) returned: Vec<ConnectionId>,
     /// When something is due next, if nothing happens.
@@ -94,7 +103,8 @@ struct Guest {
     status: Option<GuestStatus>,
     changed_at: Instant,
     orders: Orders,
-    disks: Disks,
+    disks: Plugs<WantedDisk>,
+    interfaces: Plugs<WantedInterface>,
     /// Version of the protocol that its shim speaks.
     version: u32,
 }
@@ -108,6 +118,8 @@ struct Vm {
     wanted: Option<Resize>,
     /// What of disks it shall have; `None` where nobody says.
     disks: Option<Vec<WantedDisk>>,
+    /// As `disks`, of interfaces.
+    interfaces: Option<Vec<WantedInterface>>,
     written: Fields,
     written_at: Option<Instant>,
     in_flight: Option<Fields>,
@@ -146,8 +158,19 @@ impl Board {
                 known.says(resized.status, now);
             }
             (What::Plugged(plugged), Some(known)) => {
-                known.disks.answered(&plugged, now);
+                let has = Held::disks(&plugged.status);
+                known.disks.answered(&plugged.name, plugged.failure.as_ref(), &has, now);
                 known.says(plugged.status, now);
+            }
+            (What::Interface(answer), Some(known)) => {
+                let has = answer.status.as_ref().or(known.status.as_ref());
+                let has = has.map(Held::interfaces).unwrap_or_default();
+                known
+                    .interfaces
+                    .answered(&answer.name, answer.failure.as_ref(), &has, now);
+                if let Some(status) = answer.status {
+                    known.says(status, now);
+                }
             }
             (What::HungUp, Some(_)) => {
                 if let Some(guest) = self.guests.remove(&pod) {
@@ -157,7 +180,7 @@ impl Board {
                 }
             }
             (What::HungUp, None) => self.lenders.hang_up(&pod, connection),
-            (What::Guest(_) | What::Resized(_) | What::Plugged(_), None) => {}
+            (What::Guest(_) | What::Resized(_) | What::Plugged(_) | What::Interface(_), None) => {}
         }
     }
 
@@ -168,13 +191,15 @@ impl Board {
             status: None,
             changed_at: now,
             orders: Orders::default(),
-            disks: Disks::default(),
+            disks: Plugs::default(),
+            interfaces: Plugs::default(),
             version,
         });
         if guest.connection < connection {
             guest.connection = connection;
             guest.orders = Orders::default();
-            guest.disks = Disks::default();
+            guest.disks = Plugs::default();
+            guest.interfaces = Plugs::default();
             guest.version = version;
         }
     }
@@ -190,6 +215,7 @@ impl Board {
         };
         let wanted = fields::wanted(vm, &pod_uid);
         let disks = fields::wanted_disks(vm, &pod_uid);
+        let interfaces = fields::wanted_interfaces(vm, &pod_uid);
         let pod = PodId {
             name: PodName {
                 namespace: name.namespace.clone(),
@@ -206,6 +232,7 @@ impl Board {
                 }
                 known.pod = pod;
                 known.disks = disks;
+                known.interfaces = interfaces;
                 // What was written is remembered and not read, for the same reason; what this agent's predecessor wrote is read.
                 if known.written_at.is_none() && known.in_flight.is_none() {
                     known.written = Fields::of(vm);
@@ -217,6 +244,7 @@ impl Board {
                     pod,
                     wanted,
                     disks,
+                    interfaces,
                     written: Fields::of(vm),
                     written_at: None,
                     in_flight: None,
@@ -259,21 +287,40 @@ impl Board {
                 }
             }
             let Some(status) = &guest.status else { continue };
-            let facts = disks::Facts {
-                has: &status.disks,
+            let (disks, interfaces) = (Held::disks(status), Held::interfaces(status));
+            let can = guest.version >= PLUG_VERSION;
+            let disks = plugs::Facts {
+                has: &disks,
                 wanted: vm.disks.as_deref(),
-                can: guest.version >= DISKS_VERSION,
+                can,
             };
-            match guest.disks.next(facts, |lender| self.lenders.lends(lender), now) {
-                disks::Next::Nothing => {}
-                disks::Next::AskAt(next) => at(next),
-                disks::Next::Ask(order) => {
+            match guest.disks.next(&disks, |it| self.lenders.lends(&it.lender), now) {
+                plugs::Next::Nothing => {}
+                plugs::Next::AskAt(next) => at(next),
+                plugs::Next::Ask(order) => {
                     guest.disks.ask(order.clone());
                     due.disks.push((guest.connection, order));
                 }
             }
-            guest.disks.forget(facts);
-            let refused = guest.disks.refused(facts);
+            let interfaces = plugs::Facts {
+                has: &interfaces,
+                wanted: vm.interfaces.as_deref(),
+                can,
+            };
+            match guest.interfaces.next(&interfaces, |_| true, now) {
+                plugs::Next::Nothing => {}
+                plugs::Next::AskAt(next) => at(next),
+                plugs::Next::Ask(order) => {
+                    guest.interfaces.ask(order.clone());
+                    due.interfaces.push((guest.connection, order));
+                }
+            }
+            guest.disks.forget(&disks);
+            guest.interfaces.forget(&interfaces);
+            let refused = fields::Refused {
+                disks: guest.disks.refused(&disks),
+                interfaces: guest.interfaces.refused(&interfaces),
+            };
             let fields = Fields::new(status, &vm.pod.uid, &vm.written, guest.orders.answer(), refused);
             if vm.in_flight.is_some() || vm.written == fields {
                 continue;

@@ -1,5 +1,5 @@
 //! Writes what the guests do into `status.guest` and `status.acknowledgedTarget` of their VirtualMachines, by server-side apply of these fields
-//! alone, and hands `status.target` and the disks of `status.targetDisks` to the conversation with the guest's VMM.
+//! alone, and hands `status.target` and the disks and interfaces of `status.targetDisks` and `status.targetInterfaces` to the conversation with the guest's VMM.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use node_shim_protocol::agent::{AttachDisk, Resize};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::board::{Board, DiskOrder, Fields, Outcome, VmName, WantedDisk, Write, vm_name};
+use super::board::{Board, DiskOrder, Fields, InterfaceOrder, Outcome, VmName, WantedDisk, Write, vm_name};
 use super::report::{ConnectionId, DiskQuestion, LenderLink, PodId, Report, ShimLink, What};
 
 /// Longest time for one write.
@@ -44,6 +44,9 @@ pub(super) async fn run(
         }
         for (connection, order) in due.disks {
             conversations.ask_disk(connection, order);
+        }
+        for (connection, order) in due.interfaces {
+            conversations.ask_interface(connection, order);
         }
         for connection in due.returned {
             conversations.give_back(connection);
@@ -90,7 +93,7 @@ impl Conversations {
                 self.shims.remove(&report.connection);
                 self.lenders.remove(&report.connection);
             }
-            What::Guest(_) | What::Resized(_) | What::Plugged(_) | What::Withdrawn => {}
+            What::Guest(_) | What::Resized(_) | What::Plugged(_) | What::Interface(_) | What::Withdrawn => {}
         }
     }
 
@@ -120,6 +123,12 @@ impl Conversations {
         };
         if let Some(shim) = self.shims.get(&connection) {
             shim.disks.send_replace(Some(question));
+        }
+    }
+
+    fn ask_interface(&self, connection: ConnectionId, order: InterfaceOrder) {
+        if let Some(shim) = self.shims.get(&connection) {
+            shim.interfaces.send_replace(Some(order));
         }
     }
 
@@ -252,11 +261,13 @@ mod tests {
         };
         let (sizes_to, mut sizes) = latest::channel(None);
         let (disks_to, _) = latest::channel(None);
+        let (interfaces_to, _) = latest::channel(None);
         let mut conversations = Conversations::default();
         conversations.follow(&report(What::Connected(ShimLink {
             version: node_shim_protocol::agent::VERSION,
             sizes: sizes_to,
             disks: disks_to,
+            interfaces: interfaces_to,
         })));
         conversations.ask(ConnectionId(7), size(1));
         conversations.ask(ConnectionId(8), size(9));

@@ -274,6 +274,7 @@ mod tests {
                     .into_iter()
                     .map(|(name, lender)| PluggedDisk { name, lender })
                     .collect(),
+                interfaces: Vec::new(),
             },
         );
         let failure = any::<Option<String>>().prop_map(|message| {

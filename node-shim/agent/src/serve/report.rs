@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use node_shim_protocol::agent::{
-    AttachDisk, DISK_NAME_MAX_BYTES, DiskOptions, FAILURE_MAX_BYTES, GuestStatus, HINDRANCE_MAX_BYTES,
-    KERNEL_MAX_BYTES, PLUGGED_DISKS_MAX, POD_UID_MAX_BYTES, Plugged, Resize, Resized,
+    AttachDisk, DiskOptions, FAILURE_MAX_BYTES, GuestStatus, HINDRANCE_MAX_BYTES, KERNEL_MAX_BYTES, MAX_INTERFACES,
+    NAME_MAX_BYTES, PLUGGED_DISKS_MAX, POD_UID_MAX_BYTES, Plugged, Resize, Resized,
 };
+use node_shim_protocol::control::Failure;
 use tokio::sync::watch;
 
+use super::board::InterfaceOrder;
 use super::identity::PodName;
 
 /// Which conversation a report comes from; a later one has a greater id.
@@ -62,6 +64,30 @@ pub(super) struct ShimLink {
     pub(super) sizes: watch::Sender<Option<Resize>>,
     /// Where questions about disks go. The next one comes when the last is answered.
     pub(super) disks: watch::Sender<Option<DiskQuestion>>,
+    /// Where questions about interfaces go, likewise.
+    pub(super) interfaces: watch::Sender<Option<InterfaceOrder>>,
+}
+
+/// An interface that a guest is to have, with masquerade on the pod's own network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct WantedInterface {
+    /// Its name in the VM's spec.
+    pub(super) name: String,
+    /// Its number, which no other of the guest has.
+    pub(super) number: u8,
+    /// The guest's MAC address.
+    pub(super) mac: String,
+}
+
+/// What became of an interface that a shim was asked about, or that could not be made.
+#[derive(Clone, Debug)]
+pub(super) struct InterfaceAnswer {
+    /// Its name.
+    pub(super) name: String,
+    /// Why it was not done.
+    pub(super) failure: Option<Failure>,
+    /// What the guest does and has, where the shim was asked.
+    pub(super) status: Option<GuestStatus>,
 }
 
 /// A question about a disk.
@@ -105,6 +131,8 @@ pub(super) enum What {
     Withdrawn,
     /// The answer about a disk.
     Plugged(Plugged),
+    /// The answer about an interface.
+    Interface(InterfaceAnswer),
     /// What the guest does.
     Guest(GuestStatus),
     /// The answer to a size.
@@ -124,8 +152,9 @@ pub(super) fn is_plausible(status: &GuestStatus) -> bool {
         kernel,
         hindrance,
         disks,
+        interfaces,
     } = status;
-    let is_disk_name = |name: &str| is_line(name, DISK_NAME_MAX_BYTES) && !name.is_empty();
+    let is_name = |name: &str| is_line(name, NAME_MAX_BYTES) && !name.is_empty();
     let names_are_unique = disks
         .iter()
         .enumerate()
@@ -137,16 +166,23 @@ pub(super) fn is_plausible(status: &GuestStatus) -> bool {
         && kernel.as_ref().is_none_or(|kernel| is_line(kernel, KERNEL_MAX_BYTES))
         && hindrance.as_ref().is_none_or(|text| is_line(text, HINDRANCE_MAX_BYTES))
         && disks.len() <= PLUGGED_DISKS_MAX
-        && disks
-            .iter()
-            .all(|disk| is_disk_name(&disk.name) && is_pod_uid(&disk.lender))
+        && disks.iter().all(|disk| is_name(&disk.name) && is_pod_uid(&disk.lender))
         && names_are_unique
+        && interfaces.len() <= MAX_INTERFACES
+        && interfaces.iter().enumerate().all(|(index, interface)| {
+            let before = interfaces.iter().take(index);
+            is_name(&interface.name)
+                && usize::from(interface.number) < MAX_INTERFACES
+                && before
+                    .into_iter()
+                    .all(|other| other.name != interface.name && other.number != interface.number)
+        })
 }
 
-/// Whether a shim's answer about a disk does.
-pub(super) fn is_plausible_disk(plugged: &Plugged) -> bool {
+/// Whether a shim's answer about a disk or an interface does.
+pub(super) fn is_plausible_plug(plugged: &Plugged) -> bool {
     let Plugged { name, failure, status } = plugged;
-    is_line(name, DISK_NAME_MAX_BYTES)
+    is_line(name, NAME_MAX_BYTES)
         && failure
             .as_ref()
             .is_none_or(|failure| is_line(&failure.message, FAILURE_MAX_BYTES))
@@ -199,6 +235,7 @@ mod tests {
             kernel: None,
             hindrance: None,
             disks: Vec::new(),
+            interfaces: Vec::new(),
         }
     }
 
@@ -215,7 +252,7 @@ mod tests {
             vec![disk("a", "v1"), disk("a", "v2")],
             vec![disk("", "v1")],
             vec![disk("a", "../x")],
-            vec![disk(&"a".repeat(DISK_NAME_MAX_BYTES + 1), "v1")],
+            vec![disk(&"a".repeat(NAME_MAX_BYTES + 1), "v1")],
             (0..=PLUGGED_DISKS_MAX)
                 .map(|index| disk(&index.to_string(), "v1"))
                 .collect(),

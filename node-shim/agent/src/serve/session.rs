@@ -4,11 +4,12 @@
 //! connected ──Hello──► caller known ──► network, /dev/kvm ──Granted──► live ──Status──► live ──hang-up──► over
 //!     │                     └────────────Refused────────────► over      ▲ │ ▲
 //!     └──Resume──► caller known ────────────────────────────────────────┘ │ └──Resized, Plugged── (shim)
-//!                                                                         └──Resize, AttachDisk, DetachDisk──► (shim)
+//!                                                                         └──Resize, AttachDisk, AttachInterface, Detach...──► (shim)
 //! ```
 //!
 //! That with a volume pod begins with Lend: [`lender`].
 
+mod interfaces;
 mod lender;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,12 +18,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use node_shim_protocol::agent::{
-    DISKS_VERSION, DiskOptions, GuestStatus, InterfaceRequest, Plugged, RESUME_VERSION, Request, Resize, Resized,
+    DiskOptions, GuestStatus, InterfaceRequest, PLUG_VERSION, Plugged, RESUME_VERSION, Request, Resize, Resized,
     Response, VERSION,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
+use super::board::InterfaceOrder;
 use super::identity::{self, PodName};
 use super::kvm;
 use super::pace::Pace;
@@ -141,6 +143,8 @@ enum Begun {
         version: u32,
         /// What its guest does, where there is one.
         status: Option<GuestStatus>,
+        /// Where it is, where it says so.
+        namespace: Option<PodNamespace>,
     },
     /// A volume pod.
     Lender { options: DiskOptions, disk: OwnedFd },
@@ -211,25 +215,36 @@ impl Session {
             Err(error) => return Err(error),
         };
         let pod = begun.get_or_init(|| pod);
-        let (version, status) = match begun_with {
+        let (version, status, namespace) = match begun_with {
             Begun::Lender { options, disk } => return self.borrow(pod, options, disk).await,
-            Begun::Shim { version, status } => (version, status),
+            Begun::Shim {
+                version,
+                status,
+                namespace,
+            } => (version, status, namespace),
         };
         let (sizes_to, sizes) = watch::channel(None);
         let (disks_to, disks) = watch::channel(None);
+        let (interfaces_to, interfaces) = watch::channel(None);
         self.tell(
             pod,
             What::Connected(ShimLink {
                 version,
                 sizes: sizes_to,
                 disks: disks_to,
+                interfaces: interfaces_to,
             }),
         )
         .await?;
         if let Some(status) = status {
             self.report(pod, status).await?;
         }
-        self.relay(pod, version, sizes, disks).await
+        let questions = Questions {
+            sizes,
+            disks,
+            interfaces,
+        };
+        self.relay(pod, version, namespace.as_ref(), questions).await
     }
 
     /// Who calls, and what for.
@@ -239,7 +254,11 @@ impl Session {
             Request::Hello { version, pod_uid, .. } => (*version, pod_uid, VERSION, crate::KVM_RESOURCE),
             Request::Resume { version, pod_uid, .. } => (*version, pod_uid, RESUME_VERSION, crate::KVM_RESOURCE),
             Request::Lend { version, pod_uid, .. } => (*version, pod_uid, VERSION, crate::VOLUME_RESOURCE),
-            Request::Status(_) | Request::Resized(_) | Request::Plugged(_) | Request::Withdraw => {
+            Request::Status(_)
+            | Request::Resized(_)
+            | Request::Plugged(_)
+            | Request::PluggedInterface(_)
+            | Request::Withdraw => {
                 return Err(SessionError::Protocol("the first packet was none to begin with"));
             }
         };
@@ -266,20 +285,33 @@ impl Session {
                 let [namespace] = <[_; 1]>::try_from(descriptors).map_err(|_| Refusal::Descriptors(count))?;
                 let namespace = PodNamespace::check(namespace)
                     .map_err(|error| Refusal::Network(network::NetworkError::Namespace(error)))?;
+                let again = namespace.try_clone();
+                let again = again.map_err(|error| Refusal::Network(network::NetworkError::Namespace(error)))?;
                 self.grant(&pod, namespace, &interfaces).await?;
-                let status = None;
-                Begun::Shim { version, status }
+                Begun::Shim {
+                    version,
+                    status: None,
+                    namespace: Some(again),
+                }
             }
             Request::Resume { status, .. } => {
                 tracing::info!(device = %self.device, %pod, version, "a running VM is back");
-                let status = Some(status);
-                Begun::Shim { version, status }
+                let namespace = descriptors.into_iter().next().map(PodNamespace::check).transpose();
+                Begun::Shim {
+                    version,
+                    status: Some(status),
+                    namespace: namespace.map_err(|error| Refusal::Network(network::NetworkError::Namespace(error)))?,
+                }
             }
             Request::Lend { disk: options, .. } => {
                 let [disk] = <[_; 1]>::try_from(descriptors).map_err(|_| Refusal::LentDescriptors(count))?;
                 Begun::Lender { options, disk }
             }
-            Request::Status(_) | Request::Resized(_) | Request::Plugged(_) | Request::Withdraw => {
+            Request::Status(_)
+            | Request::Resized(_)
+            | Request::Plugged(_)
+            | Request::PluggedInterface(_)
+            | Request::Withdraw => {
                 return Err(SessionError::Protocol("the first packet was none to begin with"));
             }
         };
@@ -320,12 +352,17 @@ impl Session {
         &self,
         pod: &PodId,
         version: u32,
-        mut sizes: watch::Receiver<Option<Resize>>,
-        mut disks: watch::Receiver<Option<DiskQuestion>>,
+        namespace: Option<&PodNamespace>,
+        questions: Questions,
     ) -> Result<(), SessionError> {
+        let Questions {
+            mut sizes,
+            mut disks,
+            mut interfaces,
+        } = questions;
         let mut pace = Pace::new(Instant::now());
         let mut asked = None;
-        let mut asked_disk = None;
+        let (mut asked_disk, mut asked_interface) = (None, None);
         loop {
             let turn = pace.next(Instant::now());
             let next = async {
@@ -340,9 +377,12 @@ impl Session {
                         asked = Some(resize.sequence);
                         self.send(&Response::Resize(resize), &[]).await?;
                     }
-                    question = asked_for(&mut disks), if version >= DISKS_VERSION => {
+                    question = asked_for(&mut disks), if version >= PLUG_VERSION => {
                         asked_disk = Some(question.name().to_owned());
                         self.ask_disk(question).await?;
+                    }
+                    order = asked_for(&mut interfaces), if version >= PLUG_VERSION => {
+                        asked_interface = self.ask_interface(pod, namespace, order).await?;
                     }
                 }
             };
@@ -360,6 +400,14 @@ impl Session {
                         return Err(SessionError::Protocol("a disk was answered that was not asked about"));
                     }
                     self.plugged(pod, plugged).await?;
+                }
+                Request::PluggedInterface(plugged) => {
+                    if asked_interface.take().as_deref() != Some(&plugged.name) {
+                        return Err(SessionError::Protocol(
+                            "an interface was answered that was not asked about",
+                        ));
+                    }
+                    self.plugged_interface(pod, plugged).await?;
                 }
                 Request::Hello { .. } | Request::Resume { .. } | Request::Lend { .. } | Request::Withdraw => {
                     return Err(SessionError::Protocol("a packet came that is none of a running VM"));
@@ -401,7 +449,7 @@ impl Session {
     }
 
     async fn plugged(&self, pod: &PodId, plugged: Plugged) -> Result<(), SessionError> {
-        if !report::is_plausible_disk(&plugged) {
+        if !report::is_plausible_plug(&plugged) {
             return Err(Refusal::Status.into());
         }
         match &plugged.failure {
@@ -430,6 +478,13 @@ impl Session {
         let sent = tokio::time::timeout(SEND_TIMEOUT, self.connection.send(response, descriptors)).await;
         sent.map_err(|_| SessionError::Deaf)?.map_err(SessionError::Packet)
     }
+}
+
+/// What a shim is asked for.
+struct Questions {
+    sizes: watch::Receiver<Option<Resize>>,
+    disks: watch::Receiver<Option<DiskQuestion>>,
+    interfaces: watch::Receiver<Option<InterfaceOrder>>,
 }
 
 /// The next thing to ask for; never without anybody who could say it.

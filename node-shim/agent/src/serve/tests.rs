@@ -31,6 +31,7 @@ fn status(state: GuestState) -> GuestStatus {
         kernel: None,
         hindrance: None,
         disks: Vec::new(),
+        interfaces: Vec::new(),
     }
 }
 
@@ -536,6 +537,38 @@ async fn a_disk_is_passed_to_the_shim_and_its_answer_back() {
     // Nobody has asked again.
     shim.say(&Request::Plugged(plugged), &[]).await;
     assert!(matches!(shim.hear().await, Answer::HungUp));
+}
+
+/// A shim that has not shown where it is gets no tap, and is not asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interface_needs_the_namespace() {
+    let mut node = Node::new(1);
+    let (shim, link) = linked(&mut node).await;
+    let wanted = super::report::WantedInterface {
+        name: "more".to_owned(),
+        number: 1,
+        mac: "02:00:00:00:00:01".to_owned(),
+    };
+    link.interfaces
+        .send_replace(Some(super::board::InterfaceOrder::Attach(wanted)));
+    let What::Interface(answer) = node.report().await.what else {
+        panic!("no answer")
+    };
+    assert_eq!((answer.name.as_str(), answer.status), ("more", None));
+    assert!(answer.failure.unwrap().message.contains("restart the VM"));
+    link.interfaces
+        .send_replace(Some(super::board::InterfaceOrder::Detach("more".to_owned())));
+    assert!(matches!(
+        shim.hear().await,
+        Answer::Response(Response::DetachInterface { name }, _) if name == "more"
+    ));
+    let plugged = Plugged {
+        name: "more".to_owned(),
+        failure: None,
+        status: status(GuestState::Running),
+    };
+    shim.say(&Request::PluggedInterface(plugged.clone()), &[]).await;
+    assert!(matches!(node.report().await.what, What::Interface(answer) if answer.status == Some(plugged.status)));
 }
 
 /// What a shim of version 3 does not know it is not sent; sizes are.

@@ -148,7 +148,12 @@ impl State {
                 Try::Lost(reason)
             })),
             Ok(Some((
-                Response::Granted { .. } | Response::Resize(_) | Response::AttachDisk(_) | Response::DetachDisk { .. },
+                Response::Granted { .. }
+                | Response::Resize(_)
+                | Response::AttachDisk(_)
+                | Response::DetachDisk { .. }
+                | Response::AttachInterface(_)
+                | Response::DetachInterface { .. },
                 _,
             ))) => Err(AgentError::Unusable("it takes this volume pod for a VM".to_owned())),
             Ok(None) => Ok(Some(Try::Lost("it closed the connection".to_owned()))),

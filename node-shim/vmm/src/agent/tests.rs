@@ -44,13 +44,17 @@ fn descriptors(count: usize) -> Vec<OwnedFd> {
         .collect()
 }
 
+fn namespace() -> std::fs::File {
+    std::fs::File::open("/proc/self/ns/net").unwrap()
+}
+
 fn match_up(asked: &[&str], response: &[&str], count: usize) -> Result<Grant, AgentError> {
     let asked: Vec<_> = asked.iter().map(|name| interface(name)).collect();
     let response = response.iter().map(|name| grant(name)).collect();
     let connection = descriptors(1).remove(0);
     granted(
         &address(Path::new("agent.sock")),
-        connection,
+        (connection, namespace()),
         &asked,
         response,
         descriptors(count),
@@ -84,7 +88,7 @@ fn more_queues_than_asked_for_or_none_are_refused() {
         let given = descriptors(1 + usize::from(queues));
         let result = granted(
             &address(Path::new("agent.sock")),
-            connection,
+            (connection, namespace()),
             &[interface("a")],
             response,
             given,
@@ -125,7 +129,7 @@ fn what_is_granted_for_a_bridge_is_checked() {
         let (socket, given) = (address(Path::new("agent.sock")), descriptors(3));
         let result = granted(
             &socket,
-            descriptors(1).remove(0),
+            (descriptors(1).remove(0), namespace()),
             std::slice::from_ref(asked),
             response,
             given,
@@ -249,7 +253,7 @@ fn linked() -> (Link, OwnedFd) {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
     let socket = address(Path::new("/nowhere/agent.sock"));
-    let grant = granted(&socket, ours, &[], Vec::new(), descriptors(1)).unwrap();
+    let grant = granted(&socket, (ours, namespace()), &[], Vec::new(), descriptors(1)).unwrap();
     (grant.link, theirs)
 }
 
@@ -263,6 +267,7 @@ fn status() -> GuestStatus {
         kernel: None,
         hindrance: None,
         disks: Vec::new(),
+        interfaces: Vec::new(),
     }
 }
 
@@ -300,6 +305,35 @@ fn disks_come_with_their_descriptors() {
     link.answer_disk(&poll, plugged.clone());
     let (answer, _) = packet::receive::<Request>(&agent).unwrap().unwrap();
     assert_eq!(answer, Request::Plugged(plugged));
+}
+
+#[test]
+fn interfaces_come_with_the_queues_of_their_taps() {
+    let (mut link, agent) = linked();
+    let poll = Poll::new().unwrap();
+    let interface = AttachInterface {
+        number: 1,
+        mac: "02:00:00:00:00:01".to_owned(),
+        grant: grant("more"),
+    };
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let attach = Response::AttachInterface(interface.clone());
+    packet::send(&agent, &attach, &[file.as_fd(), file.as_fd()]).unwrap();
+    let Some(Order::AttachInterface(heard, queues)) = link.on_readable(&poll) else {
+        panic!("no interface")
+    };
+    assert_eq!((heard, queues.len()), (interface, 2));
+    let name = "more".to_owned();
+    packet::send(&agent, &Response::DetachInterface { name }, &[]).unwrap();
+    assert!(matches!(link.on_readable(&poll), Some(Order::DetachInterface(name)) if name == "more"));
+    let plugged = Plugged {
+        name: "more".to_owned(),
+        failure: None,
+        status: status(),
+    };
+    link.answer_interface(&poll, plugged.clone());
+    let (answer, _) = packet::receive::<Request>(&agent).unwrap().unwrap();
+    assert_eq!(answer, Request::PluggedInterface(plugged));
 }
 
 #[test]
@@ -347,7 +381,8 @@ fn another_agent_does_not_bring_an_older_size_back() {
     let listener = listen(&link.address.socket);
     link.on_time(Instant::now(), &poll, &status());
     let agent = rustix::net::accept(&listener).unwrap();
-    let (first, _) = packet::receive::<Request>(&agent).unwrap().unwrap();
+    let (first, descriptors) = packet::receive::<Request>(&agent).unwrap().unwrap();
+    assert_eq!(descriptors.len(), 1, "the network namespace");
     assert!(matches!(first, Request::Resume { pod_uid, .. } if pod_uid == "pod-1"));
     packet::send(&agent, &resize(6), &[]).unwrap();
     assert!(link.on_readable(&poll).is_none());

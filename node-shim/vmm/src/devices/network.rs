@@ -53,8 +53,13 @@ pub(crate) enum NetworkError {
 }
 
 /// Queue pairs of each interface: one for each vCPU, up to what helps.
-pub(crate) fn pairs(config: &CheckedConfig) -> u16 {
-    u16::from(config.vcpus).clamp(1, PAIRS_MAX)
+fn pairs(config: &CheckedConfig) -> u16 {
+    pairs_for(config.vcpus)
+}
+
+/// As [`pairs`], for a guest that can have so many vCPUs.
+pub(crate) fn pairs_for(vcpus: u8) -> u16 {
+    u16::from(vcpus).clamp(1, PAIRS_MAX)
 }
 
 const _: () = assert!(PAIRS_MAX == node_shim_protocol::agent::MAX_QUEUES);
@@ -118,13 +123,13 @@ pub(crate) fn open_all(
     Ok(nets)
 }
 
-/// An interface that is plugged into a running VM, with one queue: the tap that its user opened.
+/// An interface that is plugged into a running VM, with these queues of its tap.
 pub(crate) fn attach(
     name: &str,
     mac: MacAddress,
     host_name: &str,
     network: &GuestNetwork,
-    tap: OwnedFd,
+    queues: Vec<OwnedFd>,
 ) -> Result<Net, NetworkError> {
     let card = Card {
         device: format!("net-{name}"),
@@ -135,7 +140,7 @@ pub(crate) fn attach(
         transmit_limits: Limits::default(),
     };
     let network = GrantedNetwork::Masquerade(network.clone());
-    start(card, &network, vec![tap], Some(resolver()))
+    start(card, &network, queues, Some(resolver()))
 }
 
 /// What an interface is, beside its taps and its network.

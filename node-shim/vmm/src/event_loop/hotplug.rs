@@ -6,7 +6,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use node_shim_protocol::agent::{self, PLUGGED_DISKS_MAX, PluggedDisk};
+use node_shim_protocol::agent::{
+    self, GrantedNetwork, MAX_INTERFACES, PLUGGED_DISKS_MAX, PluggedDisk, PluggedInterface,
+};
 use node_shim_protocol::control::{AttachDisk, AttachNetwork, BalloonStatistics, Failure, FailureKind};
 use node_shim_virtio::device::VirtioDevice;
 
@@ -52,6 +54,8 @@ enum Origin {
     Controlled,
     /// The node agent did: the UID of the volume pod that lends it.
     Lent(String),
+    /// It did, an interface: its number.
+    Given(u8),
 }
 
 impl Plugged {
@@ -96,6 +100,24 @@ impl Plugged {
         let mut lent: Vec<_> = lent.take(PLUGGED_DISKS_MAX).collect();
         lent.sort_unstable();
         lent
+    }
+
+    /// The interfaces that the agent has given, by their names, of the slots that are filled.
+    fn given(&self, is_filled: impl Fn(u8) -> bool) -> Vec<PluggedInterface> {
+        let filled = self.slots.iter().filter(|(slot, _)| is_filled(**slot));
+        let given = filled.filter_map(|(_, held)| match held {
+            Held {
+                name: Named::Interface(name),
+                origin: Origin::Given(number),
+            } => Some(PluggedInterface {
+                name: name.clone(),
+                number: *number,
+            }),
+            Held { .. } => None,
+        });
+        let mut given: Vec<_> = given.collect();
+        given.sort_unstable();
+        given
     }
 
     fn slot(&self, name: &Named) -> Option<u8> {
@@ -254,8 +276,16 @@ impl EventLoop {
     }
 
     fn answer_disk(&mut self, machine: &Machine, name: String, result: Change) {
+        let plugged = self.answer(machine, name, result);
+        if let Some(agent) = &mut self.agent {
+            agent.answer_disk(&self.poll, plugged);
+        }
+    }
+
+    /// What to say of a change that the agent asked for.
+    fn answer(&mut self, machine: &Machine, name: String, result: Change) -> agent::Plugged {
         if let Err(failure) = &result {
-            log::line(format_args!("disk `{name}`: {}", failure.message));
+            log::line(format_args!("device `{name}`: {}", failure.message));
         }
         let size = self.size(machine);
         let plugged = agent::Plugged {
@@ -264,9 +294,64 @@ impl EventLoop {
             status: self.status(&size),
         };
         self.reports.tell(Instant::now(), size);
+        plugged
+    }
+
+    /// The interfaces that the agent has given, as far as the guest has not given them up.
+    pub(super) fn given_interfaces(&self) -> Vec<PluggedInterface> {
+        self.plugged.given(|slot| self.platform.pci.is_filled(slot))
+    }
+
+    /// The agent wants the guest to have one more interface.
+    pub(super) fn on_attach_interface(
+        &mut self,
+        machine: &Machine,
+        interface: agent::AttachInterface,
+        queues: Vec<OwnedFd>,
+    ) {
+        let result = self.attach_given(&interface, queues);
+        self.answer_interface(machine, interface.grant.name, result);
+    }
+
+    /// The agent wants the guest to give an interface up.
+    pub(super) fn on_detach_interface(&mut self, machine: &Machine, name: String) {
+        let is_given = self.given_interfaces().iter().any(|interface| interface.name == name);
+        let result = if is_given {
+            self.detach(&Named::Interface(name.clone()))
+        } else {
+            // It has given it up already.
+            Ok(())
+        };
+        self.answer_interface(machine, name, result);
+    }
+
+    fn answer_interface(&mut self, machine: &Machine, name: String, result: Change) {
+        let plugged = self.answer(machine, name, result);
         if let Some(agent) = &mut self.agent {
-            agent.answer_disk(&self.poll, plugged);
+            agent.answer_interface(&self.poll, plugged);
         }
+    }
+
+    /// Plugs an interface whose tap the agent has made. The tap of one that is there already has taken the other's place in the pod's network, so
+    /// the agent does not ask twice.
+    fn attach_given(&mut self, interface: &agent::AttachInterface, mut queues: Vec<OwnedFd>) -> Change {
+        let agent::AttachInterface { number, mac, grant } = interface;
+        let GrantedNetwork::Masquerade(network) = &grant.network else {
+            return Err(invalid("only an interface with masquerade can be plugged"));
+        };
+        if usize::from(*number) >= MAX_INTERFACES || queues.is_empty() || queues.len() != usize::from(grant.queues) {
+            return Err(invalid("an interface needs its number and the queues of its tap"));
+        }
+        if self.given_interfaces().iter().any(|given| given.number == *number) {
+            return Err(invalid("another interface of the VM has this number"));
+        }
+        let named = self.free_name(&grant.name, Named::Interface)?;
+        let checked = config::check_network("network", network).and_then(|()| config::check_mac("mac", mac));
+        let mac = checked.map_err(|error| invalid(error.to_string()))?;
+        // A queue that nobody reads would swallow what the kernel puts there; closed it is none.
+        queues.truncate(network::pairs_for(self.platform.vcpus_max).into());
+        let net = network::attach(&grant.name, mac, &self.identity.host_name, network, queues);
+        self.plug(named, Origin::Given(*number), Box::new(net.map_err(failed)?))
     }
 
     /// Plugs a disk that a volume pod lends. The same one again is there already.
@@ -305,7 +390,7 @@ impl EventLoop {
         let named = self.free_name(&name, Named::Interface)?;
         let checked = config::check_network("network", &network).and_then(|()| config::check_mac("mac", &mac));
         let mac = checked.map_err(|error| invalid(error.to_string()))?;
-        let net = network::attach(&name, mac, &self.identity.host_name, &network, tap);
+        let net = network::attach(&name, mac, &self.identity.host_name, &network, vec![tap]);
         self.plug(named, Origin::Controlled, Box::new(net.map_err(failed)?))
     }
 
@@ -398,5 +483,27 @@ mod tests {
             .collect();
         let expected = [("a", "v2"), ("z", "v1")].map(|(name, lender)| (name.to_owned(), lender.to_owned()));
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn the_agent_is_told_of_the_interfaces_that_it_gave() {
+        let mut plugged = Plugged::default();
+        let interface = |name: &str| Named::Interface(name.to_owned());
+        for (slot, name, origin) in [
+            (1, "default", Origin::Configured),
+            (2, "z", Origin::Given(1)),
+            (3, "a", Origin::Given(2)),
+            (4, "mine", Origin::Controlled),
+            (5, "gone", Origin::Given(3)),
+        ] {
+            let name = interface(name);
+            plugged.slots.insert(slot, Held { name, origin });
+        }
+        let told: Vec<_> = plugged
+            .given(|slot| slot != 5)
+            .into_iter()
+            .map(|interface| (interface.name, interface.number))
+            .collect();
+        assert_eq!(told, [("a".to_owned(), 2), ("z".to_owned(), 1)]);
     }
 }

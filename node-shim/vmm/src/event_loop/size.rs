@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use node_shim_protocol::agent::{FAILURE_MAX_BYTES, PluggedDisk, Resize, Resized};
+use node_shim_protocol::agent::{FAILURE_MAX_BYTES, PluggedDisk, PluggedInterface, Resize, Resized};
 use node_shim_protocol::control::Failure;
 
 use super::EventLoop;
@@ -30,6 +30,8 @@ pub(super) struct Size {
     pub(super) settled: bool,
     /// Disks that volume pods have lent it.
     pub(super) disks: Vec<PluggedDisk>,
+    /// Interfaces, likewise.
+    pub(super) interfaces: Vec<PluggedInterface>,
 }
 
 /// When the agent is told of a size. Pure: it is told the time.
@@ -109,6 +111,7 @@ impl EventLoop {
             hindrance,
             settled: !lacks_cpus && lacks_memory.is_none(),
             disks: self.lent_disks(),
+            interfaces: self.given_interfaces(),
         }
     }
 
@@ -180,6 +183,7 @@ mod tests {
             hindrance: None,
             settled,
             disks: Vec::new(),
+            interfaces: Vec::new(),
         }
     }
 

@@ -251,7 +251,7 @@ fn an_interface_works_behind_its_filter() {
     let network = r#"{"address": "10.0.2.2", "prefixLength": 24, "gateway": "10.0.2.1", "gatewayMac": "02:00:00:00:00:01", "mtu": 1500}"#;
     let network = serde_json::from_str(network).unwrap();
     let mac = crate::config::check_mac("mac", "02:00:00:00:00:02").unwrap();
-    let mut device = crate::devices::network::attach("net9", mac, "guest", &network, tap).unwrap();
+    let mut device = crate::devices::network::attach("net9", mac, "guest", &network, vec![tap]).unwrap();
     let memory = guest_memory();
     let queues = [0x1000, 0x3000].map(|base| DriverQueue::new(base, 64));
     let (interrupts, kicks) = activate(&mut device, &memory, FEATURE_VERSION_1, &queues).unwrap();

@@ -63,6 +63,7 @@ fn answer(socket: &OwnedFd) -> Plugged {
             other @ (Request::Hello { .. }
             | Request::Resume { .. }
             | Request::Resized(_)
+            | Request::PluggedInterface(_)
             | Request::Lend { .. }
             | Request::Withdraw) => panic!("{other:?}"),
         }

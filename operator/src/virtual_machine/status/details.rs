@@ -42,12 +42,17 @@ pub(super) fn details(input: &Input<'_>, headline: &Headline) -> Vec<Claim> {
         .into_iter()
         .map(|(condition, part)| of_part(condition, part, input, pod))
         .collect();
-    if let Some(failed) = pending::disks_not_ready(input.live)
-        && let Some(disks) = claims
+    let failed = [
+        pending::disks_not_ready(input.live),
+        pending::network_not_ready(input.live),
+    ];
+    for failed in failed.into_iter().flatten() {
+        let part = claims
             .iter_mut()
-            .find(|claim| claim.condition == failed.condition && claim.status == ConditionStatus::True)
-    {
-        *disks = failed;
+            .find(|claim| claim.condition == failed.condition && claim.status == ConditionStatus::True);
+        if let Some(part) = part {
+            *part = failed;
+        }
     }
     claims.push(guest(input, pod));
     claims.push(pending::resizing(input.live));

@@ -7,6 +7,7 @@ use crds::{
 
 use crate::virtual_machine::{
     desired::resources::GuestSize,
+    hotplug::Pending,
     live::{Live, Progress},
     resize::{Kubelet, Step},
 };
@@ -32,7 +33,12 @@ pub(super) fn changes(live: Option<&Live>) -> Vec<PendingChange> {
     let disks = live.disks.iter().flat_map(|plan| &plan.pending);
     let disks = disks.map(|disk| PendingChange {
         message: Some(disk.message.chars().take(MAX_PENDING_MESSAGE).collect()),
-        ..change(&format!("disks[{}]", disk.disk), WaitsFor::HotPlug)
+        ..change(&format!("disks[{}]", disk.name), WaitsFor::HotPlug)
+    });
+    let interfaces = live.interfaces.iter().flat_map(|plan| &plan.pending);
+    let interfaces = interfaces.map(|interface| PendingChange {
+        message: Some(interface.message.chars().take(MAX_PENDING_MESSAGE).collect()),
+        ..change(&format!("interfaces[{}]", interface.name), WaitsFor::HotPlug)
     });
     let mut changes: Vec<PendingChange> = restart(live)
         .map(|field| change(field, WaitsFor::Restart))
@@ -40,9 +46,9 @@ pub(super) fn changes(live: Option<&Live>) -> Vec<PendingChange> {
         .chain(refused)
         .collect();
     // A field is there once: what only a restart applies, that does.
-    let named = |disk: &PendingChange| changes.iter().any(|change| change.field == disk.field);
-    let disks: Vec<PendingChange> = disks.filter(|disk| !named(disk)).collect();
-    changes.extend(disks);
+    let named = |plugged: &PendingChange| changes.iter().any(|change| change.field == plugged.field);
+    let plugged: Vec<PendingChange> = disks.chain(interfaces).filter(|it| !named(it)).collect();
+    changes.extend(plugged);
     changes.truncate(MAX_PENDING_CHANGES);
     changes
 }
@@ -79,12 +85,22 @@ pub(super) fn restart_required(live: Option<&Live>) -> Claim {
 
 /// `DisksReady` of a VM that runs, where a disk cannot be plugged.
 pub(super) fn disks_not_ready(live: Option<&Live>) -> Option<Claim> {
-    let failed = live?.disks.as_ref()?.pending.iter().filter(|disk| disk.failed);
+    not_plugged(ConditionType::DisksReady, "disk", &live?.disks.as_ref()?.pending)
+}
+
+/// `NetworkReady` of a VM that runs, where an interface cannot be plugged.
+pub(super) fn network_not_ready(live: Option<&Live>) -> Option<Claim> {
+    let pending = &live?.interfaces.as_ref()?.pending;
+    not_plugged(ConditionType::NetworkReady, "interface", pending)
+}
+
+fn not_plugged(condition: ConditionType, kind: &str, pending: &[Pending]) -> Option<Claim> {
+    let failed = pending.iter().filter(|pending| pending.failed);
     let messages: Vec<String> = failed
-        .map(|disk| format!("disk {:?}: {}", disk.disk, disk.message))
+        .map(|pending| format!("{kind} {:?}: {}", pending.name, pending.message))
         .collect();
     (!messages.is_empty()).then(|| Claim {
-        condition: ConditionType::DisksReady,
+        condition,
         status: ConditionStatus::False,
         reason: Reason::HotPlugFailed,
         message: messages.join("; "),

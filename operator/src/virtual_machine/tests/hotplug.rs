@@ -92,7 +92,7 @@ fn shown(plan: &Plan) -> (Vec<String>, Option<Vec<String>>, Vec<String>) {
                 format!(
                     "{}{}: {}",
                     if pending.failed { "!" } else { "" },
-                    pending.disk,
+                    pending.name,
                     pending.message
                 )
             })

@@ -59,7 +59,7 @@ fn decide(before: &VirtualMachine, after: &VirtualMachine) -> Changes {
         vcpus: running.config.cpu.cores,
         memory_bytes: running.config.memory.size_bytes,
     };
-    changes::decide(&running, &valid(after), held, &[])
+    changes::decide(&running, &valid(after), held, &[], &[])
 }
 
 #[test]
@@ -129,8 +129,9 @@ fn every_field_goes_its_way() {
                 .collect();
             // A VM that was started with more memory keeps it.
             let shrinks = edit.live == ["memory.size"] && from == &after;
-            // As one that was started with more disks.
-            let has_more = edit.live.iter().any(|path| path.starts_with("disks[")) && from == &after;
+            // As one that was started with more disks or interfaces.
+            let plugs = |path: &String| path.starts_with("disks[") || path.starts_with("interfaces[");
+            let has_more = edit.live.iter().any(plugs) && from == &after;
             if !shrinks && !has_more {
                 assert_eq!(changes.by_restart, edit.restart, "{}", edit.name);
                 assert_eq!(changes.by_resize.iter().collect::<Vec<_>>(), resized, "{}", edit.name);
@@ -390,7 +391,7 @@ fn labels_are_changed_on_the_pod_that_runs() {
         vcpus: 2,
         memory_bytes: GIB,
     };
-    assert!(!changes::decide(&running, &valid(&after), held, &[]).pod_metadata);
+    assert!(!changes::decide(&running, &valid(&after), held, &[], &[]).pod_metadata);
 }
 
 #[test]

@@ -299,7 +299,7 @@ fn invalid_specs_say_what_to_write() {
         json!({ "disks": [{ "name": "a", "cache": "None", "image": { "image": "b" } }] }),
         json!({ "interfaces": [{ "name": "a" }] }),
         json!({ "interfaces": [{ "name": "a", "masquerade": {}, "bridge": {} }] }),
-        json!({ "interfaces": [{ "name": "a", "masquerade": {} }, { "name": "b", "masquerade": {} }] }),
+        json!({ "interfaces": [{ "name": "a", "bridge": {} }, { "name": "b", "bridge": {} }] }),
         json!({ "interfaces": [{ "name": "a", "masquerade": {} }, { "name": "b", "bridge": {} }] }),
         json!({ "podMetadata": { "annotations": { "k8s.v1.cni.cncf.io/networks": "other" } } }),
         json!({ "cloudInit": { "userData": "a", "userDataSecretRef": { "name": "b" } } }),

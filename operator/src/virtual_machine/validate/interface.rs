@@ -54,8 +54,9 @@ pub(super) fn interfaces(
 ) -> Result<Vec<ValidInterface>, Invalid> {
     check_names("interface", interfaces.iter().map(|interface| interface.name.as_str()))?;
     let valid: Vec<ValidInterface> = interfaces.iter().map(interface).collect::<Result<_, _>>()?;
-    if valid.iter().filter(|interface| interface.network.is_none()).count() > 1 {
-        return Err(Invalid::PodNetworkTwice);
+    let on_pod_network = || valid.iter().filter(|interface| interface.network.is_none());
+    if on_pod_network().count() > 1 && on_pod_network().any(|interface| interface.binding == ValidBinding::Bridge) {
+        return Err(Invalid::PodNetworkShared);
     }
     if metadata.is_some_and(|metadata| metadata.annotations.contains_key(MULTUS_ANNOTATION)) {
         return Err(Invalid::NetworksAnnotation);

@@ -252,6 +252,17 @@ pub(super) fn attach_interfaces(
     runtime.block_on(super::super::attach(namespace, interfaces))
 }
 
+/// Attaches one more interface with this number.
+pub(super) fn attach_beside(pod: &Namespace, number: u8) -> Result<Attached, NetworkError> {
+    let namespace = PodNamespace::check(pod.0.try_clone().unwrap().into()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let interface = GuestInterface::check("more", "02:00:00:00:01:00").unwrap();
+    runtime.block_on(super::super::attach_beside(namespace, number, interface))
+}
+
 /// A raw socket for ICMP, with a time limit on reads.
 pub(super) fn icmp_socket() -> File {
     let socket = rustix::net::socket_with(

@@ -178,8 +178,8 @@ fn what_a_guest_cannot_have_is_written_and_tried_again() {
         (refused[0].name.as_str(), refused[0].message.as_str()),
         ("data", "all slots are taken")
     );
-    assert_eq!(due.next, Some(start + disks::RETRY_FIRST));
-    assert_eq!(asked(&mut board, start + disks::RETRY_FIRST).len(), 1);
+    assert_eq!(due.next, Some(start + plugs::RETRY_FIRST));
+    assert_eq!(asked(&mut board, start + plugs::RETRY_FIRST).len(), 1);
 }
 
 /// After a restart everything follows from what the API, the shims and the lenders say.

@@ -1,14 +1,21 @@
 //! What is known of a guest, as the API's fields have it.
 
 use crds::VirtualMachine;
-use crds::guest::{self, GuestDisk, RefusedDisk};
-use crds::status::{AcknowledgedTarget, GuestTarget, TargetDisk};
-use node_shim_protocol::agent::{GuestState, GuestStatus, Resize};
+use crds::guest::{self, GuestDisk, PluggedInterface, RefusedDisk, RefusedInterface};
+use crds::status::{AcknowledgedTarget, GuestTarget, TargetDisk, TargetInterface};
+use node_shim_protocol::agent::{GuestState, GuestStatus, MAX_INTERFACES, Resize};
 
-use super::disks::Wanted;
 use super::orders::Answer;
+use super::plugs::WantedDisk;
 use crate::serve::identity::PodName;
-use crate::serve::report::{PodId, boot_time};
+use crate::serve::report::{PodId, WantedInterface, boot_time};
+
+/// What a guest could not be given, and why.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    pub(super) disks: Vec<(WantedDisk, String)>,
+    pub(super) interfaces: Vec<(WantedInterface, String)>,
+}
 
 /// What this node agent owns of a VM's status.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,7 +42,7 @@ impl Fields {
         pod_uid: &str,
         known: &Self,
         answer: Option<&Answer>,
-        refused: Vec<RefusedDisk>,
+        refused: Refused,
     ) -> Self {
         let known = known.acknowledged.as_ref().filter(|known| known.pod_uid == pod_uid);
         let answered = answer.and_then(|answer| {
@@ -92,10 +99,10 @@ pub(super) fn wanted(vm: &VirtualMachine, pod_uid: &str) -> Option<Resize> {
 }
 
 /// The disks that a VM's guest shall be given; none where nobody says, or it is said of another run.
-pub(super) fn wanted_disks(vm: &VirtualMachine, pod_uid: &str) -> Option<Vec<Wanted>> {
+pub(super) fn wanted_disks(vm: &VirtualMachine, pod_uid: &str) -> Option<Vec<WantedDisk>> {
     let namespace = vm.metadata.namespace.as_ref()?;
     let target = vm.status.as_ref()?.target_disks.as_ref()?;
-    let wanted = |disk: &TargetDisk| Wanted {
+    let wanted = |disk: &TargetDisk| WantedDisk {
         name: disk.name.clone(),
         lender: PodId {
             name: PodName {
@@ -108,8 +115,23 @@ pub(super) fn wanted_disks(vm: &VirtualMachine, pod_uid: &str) -> Option<Vec<Wan
     (target.pod_uid == pod_uid).then(|| target.disks.iter().map(wanted).collect())
 }
 
-fn guest(status: &GuestStatus, pod_uid: &str, refused_disks: Vec<RefusedDisk>) -> guest::GuestStatus {
-    let disks = status.disks.iter();
+/// The interfaces that a VM's guest shall be given, likewise.
+pub(super) fn wanted_interfaces(vm: &VirtualMachine, pod_uid: &str) -> Option<Vec<WantedInterface>> {
+    let target = vm.status.as_ref()?.target_interfaces.as_ref()?;
+    let wanted = |interface: &TargetInterface| {
+        Some(WantedInterface {
+            name: interface.name.clone(),
+            number: u8::try_from(interface.number)
+                .ok()
+                .filter(|number| usize::from(*number) < MAX_INTERFACES)?,
+            mac: interface.mac.clone(),
+        })
+    };
+    (target.pod_uid == pod_uid).then(|| target.interfaces.iter().filter_map(wanted).collect())
+}
+
+fn guest(status: &GuestStatus, pod_uid: &str, refused: Refused) -> guest::GuestStatus {
+    let (disks, interfaces) = (status.disks.iter(), status.interfaces.iter());
     let state = match status.state {
         GuestState::Booting => guest::GuestState::Booting,
         GuestState::Running => guest::GuestState::Running,
@@ -130,7 +152,30 @@ fn guest(status: &GuestStatus, pod_uid: &str, refused_disks: Vec<RefusedDisk>) -
                 pod_uid: disk.lender.clone(),
             })
             .collect(),
-        refused_disks,
+        refused_disks: refused
+            .disks
+            .into_iter()
+            .map(|(disk, message)| RefusedDisk {
+                name: disk.name,
+                pod_uid: disk.lender.uid,
+                message,
+            })
+            .collect(),
+        interfaces: interfaces
+            .map(|interface| PluggedInterface {
+                name: interface.name.clone(),
+                number: interface.number.into(),
+            })
+            .collect(),
+        refused_interfaces: refused
+            .interfaces
+            .into_iter()
+            .map(|(interface, message)| RefusedInterface {
+                name: interface.name,
+                number: interface.number.into(),
+                message,
+            })
+            .collect(),
     }
 }
 

@@ -145,6 +145,7 @@ mod tests {
                 kernel: None,
                 hindrance: None,
                 disks: Vec::new(),
+                interfaces: Vec::new(),
             },
         }
     }

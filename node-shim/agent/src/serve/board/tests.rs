@@ -42,6 +42,7 @@ pub(super) fn status(state: GuestState) -> GuestStatus {
         kernel: None,
         hindrance: None,
         disks: Vec::new(),
+        interfaces: Vec::new(),
     }
 }
 
@@ -63,6 +64,7 @@ pub(super) fn connected_with(connection: u64, pod_uid: &str, version: u32) -> Re
         version,
         sizes: tokio::sync::watch::channel(None).0,
         disks: tokio::sync::watch::channel(None).0,
+        interfaces: tokio::sync::watch::channel(None).0,
     };
     report(connection, pod_uid, What::Connected(link))
 }
@@ -85,10 +87,11 @@ fn due(board: &mut Board, now: Instant) -> (Vec<Write>, Option<Instant>) {
         writes,
         orders,
         disks,
+        interfaces,
         returned,
         next,
     } = board.due(now, 8);
-    assert_eq!((orders, disks, returned), (vec![], vec![], vec![]));
+    assert_eq!((orders, disks, interfaces, returned), (vec![], vec![], vec![], vec![]));
     (writes, next)
 }
 
