@@ -39,10 +39,7 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
         )
         .await;
     runner
-        .case(
-            "masquerade on a network of Multus, by IPv4 and IPv6",
-            behind(cluster),
-        )
+        .case("masquerade on a network of Multus, by IPv4 and IPv6", behind(cluster))
         .await;
     runner
         .case(
@@ -74,9 +71,7 @@ fn attachment(name: &str, bridge: &str, rest: &Value) -> Value {
 
 /// The networks, and a pod on both of them beside the VMs.
 async fn prepare(cluster: &Cluster) -> Result<()> {
-    let ipam = |ranges: Value, routes: Value| {
-        json!({"type": "host-local", "dataDir": "/run/cni-ipam", "ranges": ranges, "routes": routes})
-    };
+    let ipam = |ranges: Value, routes: Value| json!({"type": "host-local", "dataDir": "/run/cni-ipam", "ranges": ranges, "routes": routes});
     let lan = json!([[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]);
     let routes = json!([{"dst": "10.78.0.0/16", "gw": "10.77.0.1"}, {"dst": "::/0", "gw": "fd00:77::1"}]);
     let others = json!([[{"subnet": "10.79.0.0/24"}], [{"subnet": "fd00:79::/64"}]]);
@@ -97,7 +92,9 @@ async fn prepare(cluster: &Cluster) -> Result<()> {
     cluster.apply(&client).await?;
     for name in [PEER, "client"] {
         cluster
-            .until(&cluster.pods(NAMESPACE), name, "ready", |pod| has_condition(pod, "Ready", "True"))
+            .until(&cluster.pods(NAMESPACE), name, "ready", |pod| {
+                has_condition(pod, "Ready", "True")
+            })
             .await?;
     }
     Ok(())
@@ -134,7 +131,9 @@ async fn start(cluster: &Cluster, name: &str, interfaces: Value, rest: &Value) -
     }
     cluster.apply(&vm).await?;
     let started = |pod: &Value| pod.pointer("/status/containerStatuses/0/started") == Some(&json!(true));
-    cluster.until(&cluster.pods(NAMESPACE), name, "started", started).await?;
+    cluster
+        .until(&cluster.pods(NAMESPACE), name, "started", started)
+        .await?;
     in_guest(cluster, name, NETWORKD).await?;
     Ok(())
 }
@@ -152,7 +151,9 @@ async fn has_address(cluster: &Cluster, vm: &str, device: &str, address: &str) -
         "timeout 150 sh -c \"until ip -o addr show dev {device} -tentative | grep -qF ' {address}/'; do sleep 1; done\" || \
          {{ ip addr; ip route; ip -6 route; tail -n 40 /run/networkd.log; exit 1; }}"
     );
-    in_guest(cluster, vm, &wait).await.with_context(|| format!("{device} of {vm} has no {address}"))?;
+    in_guest(cluster, vm, &wait)
+        .await
+        .with_context(|| format!("{device} of {vm} has no {address}"))?;
     Ok(())
 }
 
@@ -196,12 +197,24 @@ async fn missing(cluster: &Cluster) -> Result<()> {
     let deadline = tokio::time::Instant::now() + e2e::cluster::PATIENCE;
     // Only the kubelet knows, and says it in events.
     loop {
-        let events = ["get", "events", "-n", NAMESPACE, "--field-selector", "involvedObject.name=missing", "-o", "jsonpath={.items[*].message}"];
+        let events = [
+            "get",
+            "events",
+            "-n",
+            NAMESPACE,
+            "--field-selector",
+            "involvedObject.name=missing",
+            "-o",
+            "jsonpath={.items[*].message}",
+        ];
         let said = cluster.kubectl(&events).await?;
         if said.contains("nowhere") {
             break;
         }
-        ensure!(tokio::time::Instant::now() < deadline, "no event names the network: {said}");
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "no event names the network: {said}"
+        );
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     }
     remove(cluster, "missing").await
@@ -222,7 +235,12 @@ async fn several(cluster: &Cluster) -> Result<()> {
     for address in &own {
         has_address(cluster, "several", "eth1", address).await?;
     }
-    let routes = in_guest(cluster, "several", "ip route show dev eth1; ip -6 route show default dev eth1").await?;
+    let routes = in_guest(
+        cluster,
+        "several",
+        "ip route show dev eth1; ip -6 route show default dev eth1",
+    )
+    .await?;
     ensure!(
         routes.contains("10.78.0.0/16 via 10.77.0.1") && routes.contains("default via fe80::"),
         "{routes}"
@@ -231,7 +249,12 @@ async fn several(cluster: &Cluster) -> Result<()> {
         reaches_peer(cluster, "several", &address).await?;
     }
     // The router of the default route, whose MAC address the guest was told.
-    in_guest(cluster, "several", "ping -c 1 -W 60 fd00:77::1; ping -c 1 -W 60 -I eth1 10.77.0.1").await?;
+    in_guest(
+        cluster,
+        "several",
+        "ping -c 1 -W 60 fd00:77::1; ping -c 1 -W 60 -I eth1 10.77.0.1",
+    )
+    .await?;
     for address in &own {
         reached_from(cluster, PEER, &host(address), PORT).await?;
     }
@@ -239,7 +262,10 @@ async fn several(cluster: &Cluster) -> Result<()> {
     let mac = in_guest(cluster, "several", "cat /sys/class/net/eth1/address").await?;
     let pod = value(&cluster.pods(NAMESPACE).get("several").await?);
     let asked = pod["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"].as_str();
-    ensure!(asked.is_some_and(|asked| asked.contains(&mac)), "the guest has {mac}, asked was {asked:?}");
+    ensure!(
+        asked.is_some_and(|asked| asked.contains(&mac)),
+        "the guest has {mac}, asked was {asked:?}"
+    );
     // What is not the guest's own goes nowhere.
     let stolen = "ip addr add 10.77.0.250/24 dev eth1 && ! ping -c 1 -W 3 -I 10.77.0.250 10.77.0.1 >/dev/null; ip addr del 10.77.0.250/24 dev eth1";
     in_guest(cluster, "several", stolen).await?;
@@ -279,7 +305,9 @@ async fn on_the_pods_network(cluster: &Cluster) -> Result<()> {
     cluster.apply(&service(NAMESPACE, "bridged", 80, PORT)).await?;
     start(cluster, "bridged", json!([{"name": "default", "bridge": {}}]), &rest).await?;
     let vm = cluster
-        .until(&cluster.vms(NAMESPACE), "bridged", "ready", |vm| has_condition(vm, "Ready", "True"))
+        .until(&cluster.vms(NAMESPACE), "bridged", "ready", |vm| {
+            has_condition(vm, "Ready", "True")
+        })
         .await?;
     let address = vm["status"]["podIP"].as_str().context("the VM has no address")?;
     has_address(cluster, "bridged", "eth0", address).await?;

@@ -190,7 +190,9 @@ fn take_over(links: &mut link::Links, bridged: &Bridged) -> Result<(u32, Attache
         found
             .inspect_err(|error| {
                 let interface = &bridged.port.name;
-                tracing::warn!("a VM gets no IPv6 default route: the router {router} of {interface} was not found: {error}");
+                tracing::warn!(
+                    "a VM gets no IPv6 default route: the router {router} of {interface} was not found: {error}"
+                );
             })
             .ok()
     });

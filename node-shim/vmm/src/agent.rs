@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use node_shim_protocol::agent::{
-    GrantedNetwork, GuestStatus, InterfaceBinding, InterfaceGrant, InterfaceRequest, Request, Resize, Resized, Response,
-    VERSION,
+    GrantedNetwork, GuestStatus, InterfaceBinding, InterfaceGrant, InterfaceRequest, Request, Resize, Resized,
+    Response, VERSION,
 };
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -245,7 +245,11 @@ fn granted(
             (InterfaceBinding::Bridge, GrantedNetwork::Bridge(network)) => {
                 crate::config::check_bridged(&field, network)
             }
-            _ => return Err(AgentError::Unusable(format!("{field} has another binding than asked for"))),
+            _ => {
+                return Err(AgentError::Unusable(format!(
+                    "{field} has another binding than asked for"
+                )));
+            }
         };
         checked.map_err(|error| AgentError::Unusable(error.to_string()))?;
     }

@@ -230,7 +230,9 @@ pub(crate) enum Invalid {
     Name { kind: &'static str, name: String },
     #[error("interface {0:?} must have exactly one binding: write either masquerade: {{}} or bridge: {{}}")]
     Binding(String),
-    #[error("only one interface can be on the pod's own network: write multus.networkName for the others, or remove them")]
+    #[error(
+        "only one interface can be on the pod's own network: write multus.networkName for the others, or remove them"
+    )]
     PodNetworkTwice,
     #[error(
         "the annotation k8s.v1.cni.cncf.io/networks follows from spec.interfaces: write multus.networkName there, and leave it out of spec.podMetadata"

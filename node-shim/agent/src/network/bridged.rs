@@ -252,7 +252,9 @@ pub(super) mod tests {
             routes: (1..)
                 .zip(routes)
                 .map(|(metric, text)| {
-                    let (to, gateway) = text.split_once(" via ").map_or((*text, None), |(to, by)| (to, Some(by)));
+                    let (to, gateway) = text
+                        .split_once(" via ")
+                        .map_or((*text, None), |(to, by)| (to, Some(by)));
                     let (destination, prefix_length) = prefix(to);
                     PodRoute {
                         destination,
@@ -270,7 +272,9 @@ pub(super) mod tests {
         let ipv4 = port(addresses, routes).ipv4().unwrap().unwrap();
         let routes = ipv4.routes.iter().map(|route| {
             let to = format!("{}/{}", route.destination, route.prefix_length);
-            route.gateway.map_or(to.clone(), |gateway| format!("{to} via {gateway}"))
+            route
+                .gateway
+                .map_or(to.clone(), |gateway| format!("{to} via {gateway}"))
         });
         (ipv4.prefix_length, routes.collect())
     }
@@ -342,7 +346,10 @@ pub(super) mod tests {
             &["fd00:244:1::/64", "::/0 via fd00:244:1::1"],
         );
         let ipv6 = dual.ipv6().unwrap();
-        assert_eq!((ipv6.address, ipv6.prefix_length), ("fd00:244:1::7".parse().unwrap(), 64));
+        assert_eq!(
+            (ipv6.address, ipv6.prefix_length),
+            ("fd00:244:1::7".parse().unwrap(), 64)
+        );
         assert_eq!(dual.gateway6(), "fd00:244:1::1".parse().ok());
         let calico = port(&["fd00:244:1::7/128"], &["::/0 via fe80::ecee:eeff:feee:eeee"]);
         assert_eq!(calico.ipv6().unwrap().prefix_length, 128);
@@ -361,7 +368,10 @@ pub(super) mod tests {
             ..port(&[], &[])
         };
         let error = bridged(loopback).unwrap_err().to_string();
-        assert_eq!(error, "the pod's interface lo is no Ethernet, which a bridge needs: use masquerade");
+        assert_eq!(
+            error,
+            "the pod's interface lo is no Ethernet, which a bridge needs: use masquerade"
+        );
         let many: Vec<String> = (0..17).map(|number| format!("10.{number}.0.0/16")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         let error = bridged(port(&["10.244.1.7/24"], &many)).unwrap_err().to_string();

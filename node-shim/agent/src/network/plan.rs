@@ -262,7 +262,11 @@ impl Plan {
                 let Some(ipv6) = &tap.ipv6 else { continue };
                 let mut addresses = uplink.addresses6.iter();
                 if let Some(inside) = addresses.find(|it| it.segments()[..4] == ipv6.network.segments()[..4]) {
-                    return Err(PlanError::Overlap((*inside).into(), ipv6.network.into(), PREFIX_LENGTH_6));
+                    return Err(PlanError::Overlap(
+                        (*inside).into(),
+                        ipv6.network.into(),
+                        PREFIX_LENGTH_6,
+                    ));
                 }
             }
         }
@@ -441,20 +445,37 @@ pub(super) mod tests {
 
     #[test]
     fn a_guest_that_is_the_pods_interface_is_alone_in_it() {
-        let port = |index| Found::Port(PodInterface { index, ..super::super::bridged::tests::port(&[], &[]) });
+        let port = |index| {
+            Found::Port(PodInterface {
+                index,
+                ..super::super::bridged::tests::port(&[], &[])
+            })
+        };
         let refused = |found: Vec<Found>| Plan::new(&interfaces(2), found).unwrap_err().to_string();
-        let expected = "interface net0 is to be the pod's interface eth0, which another interface uses: leave out one of them";
+        let expected =
+            "interface net0 is to be the pod's interface eth0, which another interface uses: leave out one of them";
         assert_eq!(refused(vec![port(2), port(2)]), expected);
         assert_eq!(refused(vec![port(2), Found::Uplink(uplink())]), expected);
         let plan = Plan::new(&interfaces(2), vec![port(3), Found::Uplink(uplink())]).unwrap();
-        let devices = (plan.bridged().next().unwrap().device.as_str(), taps(&plan)[0].device.as_str());
+        let devices = (
+            plan.bridged().next().unwrap().device.as_str(),
+            taps(&plan)[0].device.as_str(),
+        );
         assert_eq!(devices, ("tap0", "tap1"));
-        assert_eq!(taps(&plan)[0].guest, Ipv4Addr::new(10, 0, 3, 2), "by its number among all");
+        assert_eq!(
+            taps(&plan)[0].guest,
+            Ipv4Addr::new(10, 0, 3, 2),
+            "by its number among all"
+        );
     }
 
     #[test]
     fn each_uplink_leads_to_its_first_tap() {
-        let second = Uplink { index: 3, name: "net1".into(), ..uplink() };
+        let second = Uplink {
+            index: 3,
+            name: "net1".into(),
+            ..uplink()
+        };
         let found = [uplink(), second.clone(), second].map(Found::Uplink).to_vec();
         let plan = Plan::new(&interfaces(3), found).unwrap();
         let first: Vec<&str> = plan.first_taps().map(|tap| tap.device.as_str()).collect();
@@ -463,7 +484,15 @@ pub(super) mod tests {
 
     #[test]
     fn names_of_devices_are_checked() {
-        for (name, good) in [("eth0", true), ("net0123456789ab", true), ("net0123456789abc", false), ("", false), ("..", false), ("a/b", false), ("a b", false)] {
+        for (name, good) in [
+            ("eth0", true),
+            ("net0123456789ab", true),
+            ("net0123456789abc", false),
+            ("", false),
+            ("..", false),
+            ("a/b", false),
+            ("a b", false),
+        ] {
             assert_eq!(is_device_name(name), good, "{name:?}");
         }
     }

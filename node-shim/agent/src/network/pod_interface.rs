@@ -25,7 +25,9 @@ impl Links {
     /// The pod's interface with this name; that of the default route where it has none.
     pub(super) fn port(&mut self, name: Option<&str>) -> Result<PodInterface, LinkError> {
         let index = self.pod_interface(name)?;
-        let mut found = self.link(index).map_err(LinkError::request("read", "the pod's interface"))?;
+        let mut found = self
+            .link(index)
+            .map_err(LinkError::request("read", "the pod's interface"))?;
         found.addresses = self
             .given_addresses(index)
             .map_err(LinkError::request("read the addresses of", &found.name))?;

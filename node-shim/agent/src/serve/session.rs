@@ -12,7 +12,9 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use node_shim_protocol::agent::{GuestStatus, InterfaceRequest, Request, Resize, Resized, Response, RESUME_VERSION, VERSION};
+use node_shim_protocol::agent::{
+    GuestStatus, InterfaceRequest, RESUME_VERSION, Request, Resize, Resized, Response, VERSION,
+};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 

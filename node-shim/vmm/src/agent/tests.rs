@@ -121,31 +121,48 @@ fn what_is_granted_for_a_bridge_is_checked() {
         ..interface("a")
     };
     let refused = |asked: &InterfaceRequest, network| {
-        let response = vec![InterfaceGrant {
-            network,
-            ..grant("a")
-        }];
+        let response = vec![InterfaceGrant { network, ..grant("a") }];
         let (socket, given) = (address(Path::new("agent.sock")), descriptors(3));
-        let result = granted(&socket, descriptors(1).remove(0), std::slice::from_ref(asked), response, given);
+        let result = granted(
+            &socket,
+            descriptors(1).remove(0),
+            std::slice::from_ref(asked),
+            response,
+            given,
+        );
         result.err().map(|error| error.to_string())
     };
     assert_eq!(refused(&bridge, GrantedNetwork::Bridge(sound())), None);
-    let open = BridgedNetwork { ipv4: None, ipv6: None, ..sound() };
+    let open = BridgedNetwork {
+        ipv4: None,
+        ipv6: None,
+        ..sound()
+    };
     assert_eq!(refused(&bridge, GrantedNetwork::Bridge(open)), None);
     let another = refused(&interface("a"), GrantedNetwork::Bridge(sound())).unwrap();
     assert!(another.contains("another binding than asked for"), "{another}");
     let changes: [(&str, Change); 8] = [
         ("mac", |network| network.mac = "01:00:00:00:00:01".to_owned()),
         ("mtu", |network| network.mtu = 500),
-        ("ipv4.prefixLength", |network| network.ipv4.as_mut().unwrap().prefix_length = 33),
-        ("ipv4.address", |network| network.ipv4.as_mut().unwrap().address = Ipv4Addr::new(224, 0, 0, 1)),
+        ("ipv4.prefixLength", |network| {
+            network.ipv4.as_mut().unwrap().prefix_length = 33
+        }),
+        ("ipv4.address", |network| {
+            network.ipv4.as_mut().unwrap().address = Ipv4Addr::new(224, 0, 0, 1)
+        }),
         ("ipv4.routes", |network| {
             let routes = &mut network.ipv4.as_mut().unwrap().routes;
             *routes = vec![routes[0]; 17];
         }),
-        ("ipv4.routes[0].prefixLength", |network| network.ipv4.as_mut().unwrap().routes[0].prefix_length = 33),
-        ("ipv6.address", |network| network.ipv6.as_mut().unwrap().address = "fe80::1".parse().unwrap()),
-        ("ipv6.gatewayMac", |network| network.ipv6.as_mut().unwrap().gateway_mac = Some("x".to_owned())),
+        ("ipv4.routes[0].prefixLength", |network| {
+            network.ipv4.as_mut().unwrap().routes[0].prefix_length = 33
+        }),
+        ("ipv6.address", |network| {
+            network.ipv6.as_mut().unwrap().address = "fe80::1".parse().unwrap()
+        }),
+        ("ipv6.gatewayMac", |network| {
+            network.ipv6.as_mut().unwrap().gateway_mac = Some("x".to_owned())
+        }),
     ];
     for (field, change) in changes {
         let mut network = sound();

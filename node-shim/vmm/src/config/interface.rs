@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 use node_shim_protocol::config::{
-    self as protocol, BRIDGED_ROUTES_MAX, Binding, BridgedIpv4, BridgedIpv6, BridgedNetwork, GuestNetwork, GuestNetwork6,
+    self as protocol, BRIDGED_ROUTES_MAX, Binding, BridgedIpv4, BridgedIpv6, BridgedNetwork, GuestNetwork,
+    GuestNetwork6,
 };
 use node_shim_virtio::net::MacAddress;
 use node_shim_virtio::rate_limit::Limits;

@@ -117,7 +117,12 @@ fn what_is_not_the_guests_own_goes_nowhere() {
     let udp = |source| Datagram::udp((source, 4000), (NODE, 5300), b"spoofed").encode();
     let mut other = own;
     other[5] ^= 1;
-    for source in [Ipv4Addr::new(10, 244, 1, 8), NODE, Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
+    for source in [
+        Ipv4Addr::new(10, 244, 1, 8),
+        NODE,
+        Ipv4Addr::LOCALHOST,
+        Ipv4Addr::UNSPECIFIED,
+    ] {
         guest.send_frame(router, own, IPV4, &udp(source));
     }
     guest.send_frame(router, other, IPV4, &udp(POD));
@@ -134,7 +139,10 @@ fn what_is_not_the_guests_own_goes_nowhere() {
     guest.send_frame(router, own, IPV4, &honest);
     assert_eq!(receive_from(&socket).0, b"honest");
     let known = node.run("ip", &["neigh", "show"]);
-    assert!(!known.contains("10.244.1.9") && !known.contains(&text(other)), "{known}");
+    assert!(
+        !known.contains("10.244.1.9") && !known.contains(&text(other)),
+        "{known}"
+    );
     let rules = pod.run("nft", &["list", "ruleset"]);
     let rules = rules.replace(&text(own), "MAC").replace(&hex(own), "MAC");
     assert_eq!(rules, include_str!("bridged.nft"));
@@ -161,13 +169,27 @@ fn ipv6_goes_both_ways_and_the_router_is_known() {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket
     });
-    node.run("ip", &["neigh", "replace", "fd00:244:1::7", "lladdr", &text(own), "dev", "node0"]);
+    node.run(
+        "ip",
+        &[
+            "neigh",
+            "replace",
+            "fd00:244:1::7",
+            "lladdr",
+            &text(own),
+            "dev",
+            "node0",
+        ],
+    );
     socket.send_to(b"ping", (POD6, 9999)).unwrap();
     let seen = guest.next(|frame| Datagram6::parse(frame).filter(|seen| seen.protocol == UDP));
     assert_eq!((seen.source, seen.destination, seen.port(2)), (NODE6, POD6, 9999));
     let answer = Datagram6::udp((POD6, 9999), (NODE6, 5300), b"pong").encode();
     guest.send_frame(router, own, IPV6, &answer);
-    assert_eq!(receive_from(&socket), (b"pong".to_vec(), SocketAddr::from((POD6, 9999))));
+    assert_eq!(
+        receive_from(&socket),
+        (b"pong".to_vec(), SocketAddr::from((POD6, 9999)))
+    );
     // The guest asks the network itself who has an address.
     let mut question = vec![135, 0, 0, 0, 0, 0, 0, 0];
     question.extend(NODE6.octets());
@@ -176,7 +198,8 @@ fn ipv6_goes_both_ways_and_the_router_is_known() {
     let group: Ipv6Addr = "ff02::1:ff00:1".parse().unwrap();
     let asked = Datagram6::icmp(POD6, group, question);
     guest.send_frame([0x33, 0x33, 0xff, 0, 0, 1], own, IPV6, &asked.encode());
-    let answer = guest.next(|frame| Datagram6::parse(frame).filter(|seen| seen.protocol == 58 && seen.payload[0] == 136));
+    let answer =
+        guest.next(|frame| Datagram6::parse(frame).filter(|seen| seen.protocol == 58 && seen.payload[0] == 136));
     assert_eq!((answer.source, answer.destination), (NODE6, POD6));
 }
 
@@ -187,7 +210,10 @@ fn whatever_an_earlier_hello_left_is_taken_over() {
         return eprintln!("SKIPPED: network namespaces need root");
     };
     let own = mac_of(&pod, "eth0");
-    node.run("ip", &["neigh", "replace", "10.244.1.7", "lladdr", &text(own), "dev", "node0"]);
+    node.run(
+        "ip",
+        &["neigh", "replace", "10.244.1.7", "lladdr", &text(own), "dev", "node0"],
+    );
     let socket = node.inside(|| udp_socket(NODE, 0));
     let reached = |guest: &Guest, text: &'static [u8]| {
         socket.send_to(text, (POD, 9999)).unwrap();
@@ -210,7 +236,10 @@ fn whatever_an_earlier_hello_left_is_taken_over() {
     let rules = pod.run("nft", &["list", "ruleset"]);
     assert_eq!(rules.matches("chain ").count(), 2, "{rules}");
     let kept = pod.run("ip", &["-br", "addr", "show", "eth0"]);
-    assert!(kept.contains("10.244.1.7/24") && kept.contains("fd00:244:1::7/64"), "{kept}");
+    assert!(
+        kept.contains("10.244.1.7/24") && kept.contains("fd00:244:1::7/64"),
+        "{kept}"
+    );
     assert_eq!(mac_of(&pod, "eth0"), own);
 }
 
@@ -246,11 +275,19 @@ fn masquerade_on_the_pods_network_and_a_bridge_on_another() {
     let socket = node.inside(|| udp_socket(NODE, 5300));
     let other = node.inside(|| udp_socket(Ipv4Addr::new(10, 50, 0, 1), 5300));
     // By the first interface the second's network is not reached, with any address.
-    masqueraded.send(&Datagram::udp((GUEST, 4000), (Ipv4Addr::new(10, 50, 0, 1), 5300), b"across"));
+    masqueraded.send(&Datagram::udp(
+        (GUEST, 4000),
+        (Ipv4Addr::new(10, 50, 0, 1), 5300),
+        b"across",
+    ));
     masqueraded.send(&Datagram::udp((GUEST, 4000), (NODE, 5300), b"out"));
     assert_eq!(receive_from(&socket).0, b"out");
     let router = mac_of(&node, "node1");
-    let honest = Datagram::udp((Ipv4Addr::new(10, 50, 0, 7), 4000), (Ipv4Addr::new(10, 50, 0, 1), 5300), b"second");
+    let honest = Datagram::udp(
+        (Ipv4Addr::new(10, 50, 0, 7), 4000),
+        (Ipv4Addr::new(10, 50, 0, 1), 5300),
+        b"second",
+    );
     bridged.send_frame(router, own, IPV4, &honest.encode());
     assert_eq!(receive_from(&other).0, b"second");
 }
@@ -264,14 +301,21 @@ fn masquerade_works_on_another_network_too() {
     let (grant, guest) = attach(&pod, &[request("second", InterfaceBinding::Masquerade, Some("net1"))]).remove(0);
     assert_eq!(lab::private(&grant).address, GUEST);
     let other = node.inside(|| udp_socket(Ipv4Addr::new(10, 50, 0, 1), 5300));
-    guest.send(&Datagram::udp((GUEST, 4000), (Ipv4Addr::new(10, 50, 0, 1), 5300), b"out"));
+    guest.send(&Datagram::udp(
+        (GUEST, 4000),
+        (Ipv4Addr::new(10, 50, 0, 1), 5300),
+        b"out",
+    ));
     let (payload, from) = receive_from(&other);
     assert_eq!(from, SocketAddr::from((Ipv4Addr::new(10, 50, 0, 7), 4000)));
     assert_eq!(payload, b"out");
     other.send_to(b"in", (Ipv4Addr::new(10, 50, 0, 7), 80)).unwrap();
     assert_eq!(guest.receive(UDP).datagram.udp_payload(), b"in");
     let rules = pod.run("nft", &["list", "ruleset"]);
-    assert!(!rules.contains("127.0.0.1"), "port-forward is for the pod's own network: {rules}");
+    assert!(
+        !rules.contains("127.0.0.1"),
+        "port-forward is for the pod's own network: {rules}"
+    );
 }
 
 #[test]
@@ -291,7 +335,10 @@ fn a_network_without_addresses_carries_whatever_the_guest_says() {
     let said = |text: &[u8]| Datagram::udp((chosen, 4000), (Ipv4Addr::new(10, 50, 0, 1), 5300), text).encode();
     guest.send_frame([0xff; 6], spoofed, IPV4, &said(b"spoofed"));
     guest.send_frame(mac_of(&node, "node1"), own, IPV4, &said(b"chosen"));
-    assert_eq!(receive_from(&other), (b"chosen".to_vec(), SocketAddr::from((chosen, 4000))));
+    assert_eq!(
+        receive_from(&other),
+        (b"chosen".to_vec(), SocketAddr::from((chosen, 4000)))
+    );
 }
 
 #[test]
@@ -305,7 +352,9 @@ fn a_network_that_is_not_there_is_named() {
     };
     let error = refused(&[request("second", InterfaceBinding::Bridge, Some("net1"))]);
     assert!(
-        error.to_string().starts_with("the pod has no interface net1, which its network should have: does Multus run"),
+        error
+            .to_string()
+            .starts_with("the pod has no interface net1, which its network should have: does Multus run"),
         "{error}"
     );
     assert!(!error.is_retryable());
@@ -314,4 +363,39 @@ fn a_network_that_is_not_there_is_named() {
         error.to_string(),
         "the pod's interface lo is no Ethernet, which a bridge needs: use masquerade"
     );
+}
+
+#[test]
+fn a_macvlan_takes_in_what_is_for_its_guest() {
+    let (Some((node, pod)), Some(other)) = (lab::pod(false), Namespace::new()) else {
+        return eprintln!("SKIPPED: network namespaces need root");
+    };
+    let there = Ipv4Addr::new(10, 50, 0, 1);
+    node.ip(&format!("link add p0 type veth peer name q0 netns {}", other.path()));
+    node.ip("link set p0 up");
+    other.ip("addr add 10.50.0.1/24 dev q0");
+    other.ip("link set q0 up");
+    node.ip("link add link p0 name net1 type macvlan mode bridge");
+    node.ip(&format!("link set net1 netns {}", pod.path()));
+    pod.ip("addr add 10.50.0.7/24 dev net1");
+    pod.ip("link set net1 up");
+    let (own, peer) = (mac_of(&pod, "net1"), mac_of(&other, "q0"));
+    let (_, guest) = attach(&pod, &[request("second", InterfaceBinding::Bridge, Some("net1"))]).remove(0);
+    let own_address = Ipv4Addr::new(10, 50, 0, 7);
+    let socket = other.inside(move || udp_socket(there, 5300));
+    // A broadcast, a group that only the guest knows of, and what is for it alone.
+    socket.send_to(b"ping", (own_address, 9999)).unwrap();
+    let question = guest.next(|frame| of_kind(frame, ARP));
+    assert_eq!(question[14..18], there.octets());
+    guest.send_frame(peer, own, ARP, &arp(2, own, own_address, peer, there));
+    assert_eq!(guest.receive(UDP).datagram.udp_payload(), b"ping");
+    other.ip("route add 239.1.2.3 dev q0");
+    socket
+        .send_to(b"to the group", (Ipv4Addr::new(239, 1, 2, 3), 9999))
+        .unwrap();
+    let of_group = |frame: &[u8]| Seen::parse(frame).filter(|seen| seen.datagram.payload.ends_with(b"to the group"));
+    guest.next(of_group);
+    let answer = Datagram::udp((own_address, 9999), (there, 5300), b"pong").encode();
+    guest.send_frame(peer, own, IPV4, &answer);
+    assert_eq!(receive_from(&socket).0, b"pong");
 }

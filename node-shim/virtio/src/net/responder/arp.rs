@@ -14,8 +14,8 @@ pub fn judge(guest: &GuestIdentity, payload: &[u8]) -> Verdict {
         return Verdict::Absorb;
     };
     // A probe for an address that the guest wants to take has the sender 0.0.0.0 (RFC 5227, 2.1.1).
-    let honest = packet.sender == guest.mac
-        && (packet.sender_address == ours.address || packet.sender_address.is_unspecified());
+    let honest =
+        packet.sender == guest.mac && (packet.sender_address == ours.address || packet.sender_address.is_unspecified());
     if !honest {
         return Verdict::Drop(DropReason::SpoofedArp);
     }
@@ -28,7 +28,11 @@ pub fn judge(guest: &GuestIdentity, payload: &[u8]) -> Verdict {
 
 /// The gateway's reply.
 pub fn answer(guest: &GuestIdentity, request: &Arp) -> Option<Vec<u8>> {
-    let gateway = guest.ipv4.as_ref()?.gateway.filter(|_| guest.network == Network::Private)?;
+    let gateway = guest
+        .ipv4
+        .as_ref()?
+        .gateway
+        .filter(|_| guest.network == Network::Private)?;
     let reply = Arp {
         operation: ARP_REPLY,
         sender: guest.gateway_mac,

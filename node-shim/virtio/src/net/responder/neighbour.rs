@@ -157,7 +157,11 @@ pub fn advertisement(guest: &GuestIdentity, ours: &GuestIpv6, to: Option<Ipv6Add
     message.extend_from_slice(&lifetime.to_be_bytes());
     // Reachable time and retransmission timer: the node's own.
     message.extend_from_slice(&[0; 8]);
-    put_mac(&mut message, OPTION_SOURCE, ours.router_mac.unwrap_or(guest.gateway_mac));
+    put_mac(
+        &mut message,
+        OPTION_SOURCE,
+        ours.router_mac.unwrap_or(guest.gateway_mac),
+    );
     message.extend_from_slice(&[OPTION_MTU, 1, 0, 0]);
     message.extend_from_slice(&u32::from(guest.mtu).to_be_bytes());
     if ours.prefix_length < 128 {

@@ -138,15 +138,27 @@ fn neighbours_are_found_by_the_guest_itself() {
             arp(ARP_REPLY, GUEST, Ipv4Addr::new(10, 244, 1, 1), OWN),
             Verdict::Drop(DropReason::SpoofedArp),
         ),
-        ("who has another", icmp(OWN6, "ff02::1:ff00:9", &about(135, other)), OPAQUE),
-        ("is my address taken", icmp("::", "ff02::1:ff00:7", &about(135, OWN6)), OPAQUE),
+        (
+            "who has another",
+            icmp(OWN6, "ff02::1:ff00:9", &about(135, other)),
+            OPAQUE,
+        ),
+        (
+            "is my address taken",
+            icmp("::", "ff02::1:ff00:7", &about(135, OWN6)),
+            OPAQUE,
+        ),
         (
             "who is the router",
             icmp(LINK_LOCAL, "ff02::1:ff4d:ff", &about(135, ADVERTISED)),
             Verdict::Inspect(Protocol::Neighbour),
         ),
         ("I have mine", icmp(OWN6, other, &about(136, OWN6)), OPAQUE),
-        ("I have my own link's", icmp(LINK_LOCAL, other, &about(136, LINK_LOCAL)), OPAQUE),
+        (
+            "I have my own link's",
+            icmp(LINK_LOCAL, other, &about(136, LINK_LOCAL)),
+            OPAQUE,
+        ),
         ("I have another's", icmp(OWN6, other, &about(136, other)), spoofed),
         ("I am a router", icmp(LINK_LOCAL, "ff02::1", &about(134, "::")), spoofed),
         (
@@ -154,7 +166,11 @@ fn neighbours_are_found_by_the_guest_itself() {
             icmp(LINK_LOCAL, "ff02::2", &[133, 0, 0, 0, 0, 0, 0, 0]),
             Verdict::Inspect(Protocol::Router),
         ),
-        ("what I listen to", icmp("::", "ff02::16", &[143, 0, 0, 0, 0, 0, 0, 0]), OPAQUE),
+        (
+            "what I listen to",
+            icmp("::", "ff02::16", &[143, 0, 0, 0, 0, 0, 0, 0]),
+            OPAQUE,
+        ),
     ] {
         assert_eq!(verdict(&dual(), &frame), expected, "{what}");
     }
@@ -214,7 +230,13 @@ fn an_open_network_gets_everything_of_the_guests_own_mac() {
     );
     assert!(forwarded(&discover), "a DHCP server out there answers");
     assert!(forwarded(&arp(ARP_REPLY, GUEST, OWN, OWN)));
-    assert!(forwarded(&frame6(LINK_LOCAL, "ff02::2", 58, &[133, 0, 0, 0, 0, 0, 0, 0], 2)));
+    assert!(forwarded(&frame6(
+        LINK_LOCAL,
+        "ff02::2",
+        58,
+        &[133, 0, 0, 0, 0, 0, 0, 0],
+        2
+    )));
     let frame = |destination, source, kind| {
         Ethernet {
             destination,
