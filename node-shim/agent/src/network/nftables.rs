@@ -28,7 +28,7 @@ const NAT_SOURCE: u32 = 0;
 const NAT_DESTINATION: u32 = 1;
 /// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED)`, in the byte order of the machine.
 const STATE_ESTABLISHED_OR_RELATED: u32 = 0x2 | 0x4;
-/// `NFTA_EXPR_DATA` and `NFTA_FWD_SREG_DEV` (linux/netfilter/nf_tables.h).
+/// `NFTA_EXPR_DATA` and `NFTA_FWD_SREG_DEV` (`linux/netfilter/nf_tables.h`).
 const EXPRESSION_DATA: u16 = 2;
 const FORWARD_DEVICE: u16 = 1;
 /// Bytes of an interface name in the kernel, padded with zeroes.

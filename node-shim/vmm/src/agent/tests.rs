@@ -145,23 +145,23 @@ fn what_is_granted_for_a_bridge_is_checked() {
         ("mac", |network| network.mac = "01:00:00:00:00:01".to_owned()),
         ("mtu", |network| network.mtu = 500),
         ("ipv4.prefixLength", |network| {
-            network.ipv4.as_mut().unwrap().prefix_length = 33
+            network.ipv4.as_mut().unwrap().prefix_length = 33;
         }),
         ("ipv4.address", |network| {
-            network.ipv4.as_mut().unwrap().address = Ipv4Addr::new(224, 0, 0, 1)
+            network.ipv4.as_mut().unwrap().address = Ipv4Addr::new(224, 0, 0, 1);
         }),
         ("ipv4.routes", |network| {
             let routes = &mut network.ipv4.as_mut().unwrap().routes;
             *routes = vec![routes[0]; 17];
         }),
         ("ipv4.routes[0].prefixLength", |network| {
-            network.ipv4.as_mut().unwrap().routes[0].prefix_length = 33
+            network.ipv4.as_mut().unwrap().routes[0].prefix_length = 33;
         }),
         ("ipv6.address", |network| {
-            network.ipv6.as_mut().unwrap().address = "fe80::1".parse().unwrap()
+            network.ipv6.as_mut().unwrap().address = "fe80::1".parse().unwrap();
         }),
         ("ipv6.gatewayMac", |network| {
-            network.ipv6.as_mut().unwrap().gateway_mac = Some("x".to_owned())
+            network.ipv6.as_mut().unwrap().gateway_mac = Some("x".to_owned());
         }),
     ];
     for (field, change) in changes {

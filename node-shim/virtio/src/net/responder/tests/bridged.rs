@@ -27,7 +27,16 @@ fn route(destination: [u8; 4], prefix_length: u8, gateway: Option<[u8; 4]>) -> R
     }
 }
 
-fn network(ipv4: Option<(u8, Vec<Route>)>, ipv6: Option<Option<&str>>) -> BridgedNetwork {
+/// IPv6 with this router, if there is one.
+fn ipv6(gateway_mac: Option<&str>) -> BridgedIpv6 {
+    BridgedIpv6 {
+        address: at(OWN6),
+        prefix_length: 64,
+        gateway_mac: gateway_mac.map(str::to_owned),
+    }
+}
+
+fn network(ipv4: Option<(u8, Vec<Route>)>, ipv6: Option<BridgedIpv6>) -> BridgedNetwork {
     BridgedNetwork {
         mac: GUEST.to_string(),
         mtu: 1450,
@@ -36,11 +45,7 @@ fn network(ipv4: Option<(u8, Vec<Route>)>, ipv6: Option<Option<&str>>) -> Bridge
             prefix_length,
             routes,
         }),
-        ipv6: ipv6.map(|gateway_mac| BridgedIpv6 {
-            address: at(OWN6),
-            prefix_length: 64,
-            gateway_mac: gateway_mac.map(str::to_owned),
-        }),
+        ipv6,
     }
 }
 
@@ -51,7 +56,7 @@ fn of(network: &BridgedNetwork) -> Responder {
 /// With IPv4 and IPv6 and a default route of both.
 fn dual() -> Responder {
     let default = route([0; 4], 0, Some([10, 244, 1, 1]));
-    of(&network(Some((24, vec![default])), Some(Some(REAL_ROUTER))))
+    of(&network(Some((24, vec![default])), Some(ipv6(Some(REAL_ROUTER)))))
 }
 
 /// An option of the offer to a guest on this network.
@@ -96,7 +101,7 @@ fn the_offer_has_the_networks_own_routes() {
     let more = network(Some((24, vec![route([10, 96, 0, 0], 12, Some([10, 244, 1, 1]))])), None);
     assert_eq!(offered(&more, 3), None);
     assert_eq!(offered(&more, 121), Some(vec![12, 10, 96, 10, 244, 1, 1]));
-    assert_eq!(offered(&network(None, Some(None)), 1), None);
+    assert_eq!(offered(&network(None, Some(ipv6(None))), 1), None);
 }
 
 fn verdict(responder: &Responder, frame: &[u8]) -> Verdict {
@@ -188,7 +193,7 @@ fn only_the_given_addresses_leave() {
     // Nothing was given of the other kind.
     let only4 = of(&network(Some((24, Vec::new())), None));
     assert_eq!(verdict(&only4, &udp(OWN6)), Verdict::Absorb);
-    let only6 = of(&network(None, Some(None)));
+    let only6 = of(&network(None, Some(ipv6(None))));
     assert_eq!(verdict(&only6, &arp(ARP_REQUEST, GUEST, OWN, OWN)), Verdict::Absorb);
     let discover = datagram(
         Ipv4Addr::UNSPECIFIED,
@@ -211,7 +216,7 @@ fn the_advertised_router_is_the_networks_own() {
     assert_eq!(message[6..8], [0xff, 0xff], "a default route");
     assert_eq!(message[16..24], [1, 1, 0x0a, 0x58, 0x0a, 0xf4, 1, 1]);
     assert_eq!(message[5] & 0xc0, 0xc0, "the address comes by DHCPv6");
-    let message = advertised(&of(&network(None, Some(None))));
+    let message = advertised(&of(&network(None, Some(ipv6(None)))));
     assert_eq!(message[6..8], [0, 0], "no default route");
 
     let question = frame6(LINK_LOCAL, "ff02::1:ff4d:ff", 58, &about(135, ADVERTISED), 2);
