@@ -79,7 +79,12 @@ pub const FIELDS: &[Field] = &[
     field("disks[].limits.bytesPerSecond", Restart, ""),
     field("disks[].limits.operationsBurst", Restart, ""),
     field("disks[].limits.operationsPerSecond", Restart, ""),
-    field("disks[].name", Restart, ""),
+    field(
+        "disks[].name",
+        Live,
+        "A disk that is added is plugged, and one that was is unplugged when it is removed: of any source but `image`, and not with `io: IoUring`. A disk that the VM \
+         was started with, and every other field of any disk, waits for a restart.",
+    ),
     field("disks[].persistentVolumeClaim.claimName", Restart, ""),
     field("disks[].persistentVolumeClaim.path", Restart, ""),
     field("disks[].persistentVolumeClaim.size", Restart, ""),

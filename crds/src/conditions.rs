@@ -43,7 +43,7 @@ names! {
         Scheduled,
         /// The VMM's image, the boot image and the disk images are on the node.
         ImageReady,
-        /// The VM's volumes are mounted: disks and cloud-init data.
+        /// The VM's volumes are mounted: disks, also those that are plugged while it runs, and cloud-init data.
         DisksReady,
         /// The pod has its network and its address.
         NetworkReady,
@@ -103,6 +103,8 @@ names! {
         MountFailed,
         /// A claim of the VM is missing, is not bound, or has a volume that no node can use now.
         ClaimNotReady,
+        /// A disk cannot be plugged into the VM that runs; what may pass is tried again.
+        HotPlugFailed,
         /// The pod's network cannot be set up.
         NetworkFailed,
         /// Everything is in place.

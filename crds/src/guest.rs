@@ -41,6 +41,45 @@ pub struct GuestStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub hindrance: Option<String>,
+    /// Disks that the guest was given while it ran and has not given up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 31))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub disks: Vec<GuestDisk>,
+    /// Disks of `status.targetDisks` that it could not be given, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 31))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub refused_disks: Vec<RefusedDisk>,
+}
+
+/// A disk that a guest was given while it ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestDisk {
+    /// Name of the disk in the VM's spec.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// UID of the volume pod that lends it.
+    #[serde(rename = "podUID")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
+}
+
+/// A disk that a guest could not be given. The node agent tries again what may work another time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedDisk {
+    /// Name of the disk in the VM's spec.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// UID of the volume pod that lends it.
+    #[serde(rename = "podUID")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
+    /// Why not.
+    #[schemars(length(max = 512))]
+    pub message: String,
 }
 
 /// State of a guest.

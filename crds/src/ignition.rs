@@ -1,4 +1,6 @@
 //! Configuration that the guest's Ignition reads at its first boot.
+//!
+//! Of Ignition's platforms, `proxmoxve` is the one whose disk is made as ours is: see `node-shim-virtio`'s `seed.rs`.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,7 @@ use crate::cloud_init::SecretKeyReference;
 pub const DEFAULT_CONFIG_KEY: &str = "ignition";
 
 /// Configuration that the guest's Ignition reads at its first boot: the user data of a `NoCloud` disk.
+/// Take a guest's image for Proxmox VE, or write `ignition.platform.id=proxmoxve` on its kernel's command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

@@ -22,7 +22,7 @@ pub struct NetworkInterface {
     /// none it is configured as any machine there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<Bridge>,
-    /// The network, by a `NetworkAttachmentDefinition` of Multus; without it the pod's own.
+    /// The network, by a NetworkAttachmentDefinition of Multus; without it the pod's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multus: Option<MultusNetwork>,
     /// How much the guest may receive; without it as much as the node can.
@@ -47,7 +47,7 @@ pub struct Bridge {}
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MultusNetwork {
-    /// Name of the `NetworkAttachmentDefinition`: `name` in the VM's namespace, or `namespace/name`.
+    /// Name of the NetworkAttachmentDefinition: `name` in the VM's namespace, or `namespace/name`.
     #[schemars(
         length(min = 1, max = 317),
         pattern(r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$")

@@ -34,6 +34,9 @@ pub struct VirtualMachineStatus {
     /// What the guest should have now, for the node agent, which asks the guest for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<GuestTarget>,
+    /// Disks that the guest should be given while it runs, for the node agent. Where it is left out nothing is plugged or unplugged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_disks: Option<TargetDisks>,
     /// The last target that the VMM answered, from the node agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acknowledged_target: Option<AcknowledgedTarget>,
@@ -85,7 +88,7 @@ pub struct PendingChange {
     pub field: String,
     /// What it waits for.
     pub waits_for: WaitsFor,
-    /// What the API server says against it.
+    /// What the API server says against it, or how far it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
@@ -103,6 +106,8 @@ pub enum WaitsFor {
     Resize,
     /// The API server, which does not admit it; it is tried again.
     Admission,
+    /// A disk's volume pod and the guest, which takes the disk or gives it up; the condition `DisksReady` says what is wrong.
+    HotPlug,
 }
 
 /// What the guest in one pod should have.
@@ -122,6 +127,38 @@ pub struct GuestTarget {
     /// Memory in bytes.
     #[schemars(range(min = 0))]
     pub memory_bytes: i64,
+}
+
+/// What the guest in one pod should be given of disks that its pod was not made with. It has no sequence: what the guest has is named in
+/// `status.guest.disks`, each disk with the pod that lends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetDisks {
+    /// UID of the pod whose guest is meant.
+    #[serde(rename = "podUID")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
+    /// The disks; what the guest was given and is not here it is asked to give up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 31))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub disks: Vec<TargetDisk>,
+}
+
+/// A disk, and the volume pod that lends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetDisk {
+    /// Name of the disk in the VM's spec.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Name of the volume pod, in the VM's namespace and on its node.
+    #[schemars(length(max = 253))]
+    pub pod_name: String,
+    /// Its UID.
+    #[serde(rename = "podUID")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: String,
 }
 
 /// The last target that a VMM answered. Written by the node agent of the VM's node only, as `status.guest` is.

@@ -121,7 +121,8 @@ pub struct VirtualMachineSpec {
     /// What cloud-init finds in the guest. Without it there is no NoCloud disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInit>,
-    /// What Ignition finds in the guest, instead of cloud-init.
+    /// What Ignition finds in the guest, instead of cloud-init. Take the guest's image for Proxmox VE: its kernel's command line says
+    /// `ignition.platform.id=proxmoxve`, and so Ignition reads the disk that this makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignition: Option<Ignition>,
     /// Labels and annotations that the VM's pod carries.

@@ -12,3 +12,4 @@ pub mod manifest;
 pub mod operator_process;
 pub mod resize;
 pub mod runner;
+pub mod volumes;

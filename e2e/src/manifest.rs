@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 pub const GUEST_IMAGE: &str = "registry.tandem.local/guests/debian:12";
 /// The image that a guest installs Tandem's guest agent from.
 pub const GUEST_AGENT_IMAGE: &str = concat!("registry.tandem.local/guest-agent:", env!("CARGO_PKG_VERSION"));
+/// An image with a disk that has the program Ignition.
+pub const IGNITION_IMAGE: &str = "registry.tandem.local/guests/ignition:2";
 /// An image with a shell and network tools.
 pub const TOOLS_IMAGE: &str = "registry.tandem.local/tools:1";
 

@@ -2,7 +2,7 @@
 # The life of a whole cluster: started, or completed where parts of it are missing; waited for; removed.
 
 cluster_inputs() { # what a running cluster was made from: when this changes, it is made anew
-  echo "$1 $emulated_cpus $emulated_memory"
+  echo "$1 $emulated_cpus $emulated_memory $emulated_huge_pages"
   cat "$components"/.{kubernetes,etcd,containerd,runc,cni,multus}
   cat "$hack"/cluster/{settings,netns,pki,supervise,control-plane-init,node-config,node-daemons,native-node-init,emulated-node-init}.sh \
     "$hack"/cluster/{audit-policy,coredns,multus}.yaml

@@ -15,13 +15,21 @@ start_emulated_node() { # start_emulated_node NODE KERNEL DISK: DISK is what emu
   tar --create --file "$directory/config.tar" --owner 0 --group 0 --directory "$directory/config" .
   truncate -s %512 "$directory/config.tar"
   launch "$node" nsenter --net="$(netns_file control-plane)" \
-    "$hack/emulated-machine" "$emulated_cpus" "$emulated_memory" "rng_core.default_quality=1000" \
+    "$hack/emulated-machine" "$emulated_cpus" "$(emulated_mebibytes)M" "rng_core.default_quality=1000 hugepages=$emulated_huge_pages" \
     -name "$node" -kernel "$kernel/vmlinuz" -initrd "$disk/initrd" \
     -serial "file:$logs/$node.console" -serial "unix:nodes/$node/shell,server=on,wait=off" \
     -drive "file=$disk/disk.img,if=none,id=root,format=raw,cache=unsafe,snapshot=on" -device virtio-blk-pci,drive=root \
     -drive "file=$directory/config.tar,if=none,id=config,format=raw,readonly=on" -device virtio-blk-pci,drive=config \
     -netdev "tap,id=net,ifname=node$(node_index "$node"),script=no,downscript=no" \
     -device "virtio-net-pci,netdev=net,mac=52:54:00:89:00:1$(node_index "$node"),romfile=" -device virtio-rng-pci
+}
+
+emulated_mebibytes() { # the machine's memory: its ordinary one, written as for QEMU, and the pool of huge pages
+  local size=${emulated_memory^^}
+  case $size in
+    *[!0-9]*) size=$(($(numfmt --from=iec "$size") >> 20)) ;;
+  esac
+  echo $((size + 2 * emulated_huge_pages))
 }
 
 end_connection() { # end_connection DIRECTORY: to a machine that is gone

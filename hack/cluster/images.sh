@@ -2,7 +2,8 @@
 # Which image archives there are, and which node gets them when.
 
 # Sets: base_archives (change rarely: the emulated node's disk holds them), own_archives (Tandem's), guest_archives (for VMs).
-# TANDEM_IMAGES=DIR takes the archives of that directory instead of building any; there, guests are called guest*.tar.
+# TANDEM_IMAGES=DIR takes the archives of that directory instead of building any; there, guests are called guest*.tar. TANDEM_MORE_IMAGES=ARCHIVE
+# is one more for the nodes, of a guest that a test needs.
 collect_archives() {
   local directory archive
   base_archives=() own_archives=() guest_archives=()
@@ -23,6 +24,7 @@ collect_archives() {
       *) own_archives+=("$archive") ;;
     esac
   done
+  [ -z "${TANDEM_MORE_IMAGES:-}" ] || own_archives+=("$TANDEM_MORE_IMAGES")
   [ ${#base_archives[@]} = 3 ] || die "$directory must hold pause.tar, tools.tar and coredns.tar, and holds: $(ls "$directory")"
 }
 

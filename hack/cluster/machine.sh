@@ -17,8 +17,8 @@ check_version() { # check_version PROGRAM LEAST FOUND HOW_TO_GET_IT
 }
 
 # What the scripts here and the ones that they call need, beyond what every Debian has.
-readonly debian_packages=(busybox-static ca-certificates conntrack cpio curl debian-archive-keyring e2fsprogs gcc iproute2 kmod libc6-dev
-  libseccomp-dev mmdebstrap mount nftables openssh-client openssl pkg-config procps qemu-system-x86 socat util-linux)
+readonly debian_packages=(busybox-static ca-certificates conntrack cpio curl debian-archive-keyring e2fsprogs gcc iproute2 kmod libblkid-dev
+  libc6-dev libseccomp-dev mmdebstrap mount nftables openssh-client openssl pkg-config procps qemu-system-x86 socat util-linux)
 
 install_packages() { # only what is missing, and with archives of our own: two apt-get at once can lose each other's
   local installed package

@@ -20,6 +20,7 @@ dns_ip=10.96.0.10
 # Size of the emulated node. With two CPUs its kernel now and then loses its GS base on the way out of a guest (QEMU 7.2). Its memory is what VMs on it can have, less about 0.5 GiB for its own system.
 emulated_cpus=${TANDEM_KVM_NODE_CPUS:-1}
 emulated_memory=${TANDEM_KVM_NODE_MEMORY:-4G}
+emulated_huge_pages=${TANDEM_KVM_NODE_HUGE_PAGES:-80} # of 2 MiB, besides this memory: the kubelet offers them as hugepages-2Mi
 
 use_cluster() { # use_cluster NAME: sets everything that depends on the cluster's name
   [[ $1 =~ ^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$ ]] ||

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -12,12 +12,12 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Client, Resource,
+    Client, Resource, ResourceExt,
     core::PartialObjectMeta,
     runtime::{events::Recorder, reflector::Store},
 };
 
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, virtual_machine::VOLUME_OF_LABEL};
 
 /// Longest delay before a failed reconciliation is tried again.
 const MAX_FAILURE_DELAY: Duration = Duration::from_mins(5);
@@ -37,11 +37,26 @@ pub(crate) struct Context {
 pub(crate) struct Stores {
     /// The shim pods.
     pub(crate) pods: Store<Pod>,
+    pub(crate) volume_pods: VolumePods,
     pub(crate) instance_types: Store<VirtualMachineInstanceType>,
     /// The disruption budgets that Tandem made.
     pub(crate) budgets: Store<PodDisruptionBudget>,
     /// The nodes that are cordoned, and no others.
     pub(crate) cordoned: Store<PartialObjectMeta<Node>>,
+}
+
+/// The volume pods.
+pub(crate) struct VolumePods(pub(crate) Store<Pod>);
+
+impl VolumePods {
+    /// Those that are labelled as a VM's. They are few: disks that were plugged into VMs that run.
+    pub(crate) fn get(&self, namespace: &str, vm: &str) -> Vec<Arc<Pod>> {
+        let of_vm = |pod: &Arc<Pod>| {
+            pod.metadata.namespace.as_deref() == Some(namespace)
+                && pod.labels().get(VOLUME_OF_LABEL).is_some_and(|name| name == vm)
+        };
+        self.0.state().into_iter().filter(of_vm).collect()
+    }
 }
 
 /// What the person who installs Tandem decides.

@@ -28,9 +28,9 @@ use tokio::sync::watch;
 
 use crate::{
     arguments::Arguments,
-    context::{Context, Settings, Stores},
+    context::{Context, Settings, Stores, VolumePods},
     http::Health,
-    virtual_machine::{Guarded, MANAGED_BY_LABEL, VM_LABEL, error_policy, reconcile},
+    virtual_machine::{Guarded, MANAGED_BY_LABEL, VM_LABEL, VOLUME_OF_LABEL, error_policy, reconcile},
     virtual_machine_set,
 };
 
@@ -39,6 +39,12 @@ fn vm_of(object: &impl ResourceExt) -> Option<ObjectRef<Guarded>> {
     let namespace = object.meta().namespace.as_deref()?;
     let name = object.meta().name.as_deref()?;
     Some(ObjectRef::new(name).within(namespace))
+}
+
+/// The VM that a volume pod is of.
+fn vm_of_volume(pod: &Pod) -> Option<ObjectRef<Guarded>> {
+    let name = pod.labels().get(VOLUME_OF_LABEL)?;
+    Some(ObjectRef::new(name).within(pod.metadata.namespace.as_deref()?))
 }
 
 /// Nobody asks who wrote what, and it is most of what would be kept of an object.
@@ -82,6 +88,15 @@ fn watch_others(
         .reflect(pod_writer)
         .touched_objects()
         .filter_map(async |pod| vm_of(&pod.ok()?));
+    let (volume_pods, volume_writer) = reflector::store();
+    let selector = format!("{VOLUME_OF_LABEL},{}={}", MANAGED_BY_LABEL.0, MANAGED_BY_LABEL.1);
+    let volumes_only = watcher::Config::default().labels(&selector);
+    let of_volumes = watcher(Api::<Pod>::all(client.clone()), volumes_only)
+        .default_backoff()
+        .modify(forget_managed_fields)
+        .reflect(volume_writer)
+        .touched_objects()
+        .filter_map(async |pod| vm_of_volume(&pod.ok()?));
     let (budgets, budget_writer) = reflector::store();
     let of_budgets = watcher(Api::<PodDisruptionBudget>::all(client.clone()), made_here)
         .default_backoff()
@@ -111,11 +126,18 @@ fn watch_others(
         .flat_map(move |name| stream::iter(vms_on(&name, &known)));
     let stores = Stores {
         pods,
+        volume_pods: VolumePods(volume_pods),
         instance_types,
         budgets,
         cordoned,
     };
-    let all = [of_pods.boxed(), of_budgets.boxed(), of_types.boxed(), of_nodes.boxed()];
+    let all = [
+        of_pods.boxed(),
+        of_volumes.boxed(),
+        of_budgets.boxed(),
+        of_types.boxed(),
+        of_nodes.boxed(),
+    ];
     (stores, stream::select_all(all))
 }
 
@@ -156,17 +178,18 @@ pub(crate) async fn run(
         controller: "tandem-operator".to_owned(),
         instance: arguments.identity.clone(),
     };
+    let recorder = Recorder::new(client.clone(), reporter);
     let context = Arc::new(Context::new(
-        client.clone(),
+        client,
         Settings {
             shim_image: arguments.shim_image.clone(),
         },
         stores,
-        Recorder::new(client, reporter),
+        recorder.clone(),
         health.metrics.clone(),
     ));
     let vms = controller.run(reconcile, error_policy, context).for_each(|_| ready(()));
-    let sets = virtual_machine_set::controller::run(sets_client, arguments.concurrency, sets_stopped);
+    let sets = virtual_machine_set::controller::run(sets_client, recorder, arguments.concurrency, sets_stopped);
     tokio::join!(vms, sets);
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! observe ──► validate ──► (history, decide) ──► desired ──► apply ──► status
 //!   IO          pure             pure              pure        IO       pure, then one write if it changed
 //!                                 │ the pod runs, and stays              ▲
-//!                                 └──► (changes, resize) ──► apply ──────┘
+//!                                 └──► (changes, resize, hotplug) ──► apply ──┘
 //!                                            pure              IO
 //! ```
 //!
@@ -16,6 +16,7 @@ mod apply;
 mod changes;
 mod desired;
 mod eviction;
+mod hotplug;
 mod instance_type;
 mod lifecycle;
 mod live;
@@ -26,6 +27,7 @@ mod run_history;
 mod status;
 mod trouble;
 mod validate;
+mod volume_pods;
 
 #[cfg(test)]
 mod tests;
@@ -44,7 +46,7 @@ use kube::{
 use serde_json::json;
 use thiserror::Error;
 
-pub(crate) use desired::{MANAGED_BY_LABEL, VM_LABEL};
+pub(crate) use desired::{MANAGED_BY_LABEL, VM_LABEL, VOLUME_OF_LABEL};
 
 use self::{
     apply::Applied,
@@ -176,11 +178,20 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
     if applied == Applied::Outdated {
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
-    let mut live = Live::of(vm, &valid, &observed.state, observed.pod.as_ref()).filter(|_| decision == Decision::Keep);
-    if let Some(live) = &mut live
-        && apply_live(live, &valid, &observed, context).await? == apply::Changed::Gone
-    {
-        return Ok(Action::requeue(Duration::from_secs(1)));
+    volume_pods::delete(
+        hotplug::leftovers(&observed.state, &observed.volumes),
+        &valid.namespace,
+        context,
+    )
+    .await?;
+    let (pod, volumes) = (observed.pod.as_ref(), &observed.volumes);
+    let mut live =
+        Live::of(vm, &valid, &observed.state, pod, volumes, observed.now).filter(|_| decision == Decision::Keep);
+    if let Some(live) = &mut live {
+        if apply_live(live, &valid, &observed, context).await? == apply::Changed::Gone {
+            return Ok(Action::requeue(Duration::from_secs(1)));
+        }
+        volume_pods::plug(live, &valid, &observed, context).await?;
     }
     let rejected = match &applied {
         Applied::Rejected { message, .. } => Some(ReconcileError::Rejected {
@@ -197,6 +208,8 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
     } else {
         next_look(decision, &applied, &observed).min(next_look_at_budget(&protection))
     };
+    let disks = live.as_ref().and_then(|live| live.disks.as_ref()?.look_again);
+    let wait = disks.map_or(wait, |disks| wait.min(disks.unsigned_abs()));
     let too_early = too_early(decision, &applied, &observed);
     if decision != Decision::Leave && !too_early {
         let verdict = Verdict::Done(decision, applied);
@@ -284,6 +297,7 @@ fn decide(vm: &VirtualMachine, restarted_at: Option<Timestamp>, observed: &Obser
         generation: vm.metadata.generation,
         restarted_at,
         pod: &observed.state,
+        volume_pods: !observed.volumes.is_empty(),
         history,
         now: observed.now,
     })
@@ -346,7 +360,8 @@ fn next_look(decision: Decision, applied: &Applied, observed: &Observed) -> Dura
             let end = pod.and_then(|pod| pod.deletion).unwrap_or(observed.now);
             seconds_until(end.as_second() + LOST_AFTER_SECONDS + 1)
         }
-        Decision::Wait(WaitCause::OtherPodGone) | Decision::Stall(StallCause::PodNameTaken) => FOREIGN_PERIOD,
+        Decision::Wait(WaitCause::OtherPodGone | WaitCause::VolumePodsGone)
+        | Decision::Stall(StallCause::PodNameTaken) => FOREIGN_PERIOD,
         Decision::Wait(WaitCause::OwnPodGone { lost: true, .. })
         | Decision::Stop(_)
         | Decision::Remove

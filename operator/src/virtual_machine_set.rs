@@ -2,6 +2,7 @@
 //!
 //! `spec` and `metadata` of a set are never written. Its VMs are made and deleted, never changed.
 
+mod announce;
 mod claim_work;
 mod claims;
 pub(crate) mod controller;
@@ -27,7 +28,11 @@ use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     core::{DeserializeGuard, PartialObjectMeta},
-    runtime::{controller::Action, reflector::Store},
+    runtime::{
+        controller::Action,
+        events::{Event, Recorder},
+        reflector::Store,
+    },
 };
 use thiserror::Error;
 
@@ -52,6 +57,7 @@ const MAX_WRITES: usize = 50;
 /// What every reconciliation of a set uses.
 pub(crate) struct SetContext {
     client: Client,
+    recorder: Recorder,
     /// The VMs of all sets, from the watch.
     members: Store<GuardedMember>,
     /// What is to be known of the claims of all sets, from the watch.
@@ -75,6 +81,10 @@ pub(crate) enum SetError {
 /// What came of a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Applied {
+    /// Names of the VMs that were made.
+    made: Vec<String>,
+    /// Names of the VMs that were deleted.
+    deleted: Vec<String>,
     /// The watch is behind: look again soon.
     outdated: bool,
     /// What is wrong with a VM or a claim that the API server did not admit.
@@ -116,6 +126,7 @@ async fn reconcile(object: Arc<GuardedSet>, context: Arc<SetContext>) -> Result<
     .await?;
     let new = status::compute(set, &wanted, &members, &plan, &applied, now);
     write_status(set, new, &context).await?;
+    publish(set, announce::events(set, &applied), &context).await;
     Ok(Action::requeue(match (&applied.rejected, applied.outdated) {
         (Some(_), _) => REJECTED_PERIOD,
         (None, true) => OUTDATED_PERIOD,
@@ -163,7 +174,7 @@ async fn apply(
         };
         let parameters = delete_parameters(vm.uid());
         match vms.delete(name, &parameters).await {
-            Ok(_) => {}
+            Ok(_) => applied.deleted.push(name.clone()),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => applied.outdated = true,
             Err(source) => return Err(write_error("delete", "VirtualMachine", name, source)),
         }
@@ -171,7 +182,7 @@ async fn apply(
     let parameters = post_parameters();
     for name in plan.create.iter().take(MAX_WRITES) {
         match vms.create(&parameters, &member::vm(set, name, revision)).await {
-            Ok(_) => {}
+            Ok(_) => applied.made.push(name.clone()),
             Err(kube::Error::Api(status)) => match status.code {
                 409 if is_of_somebody_else(&vms, set, name).await? => {
                     let message = format!(
@@ -220,6 +231,16 @@ fn delete_parameters(uid: Option<String>) -> DeleteParams {
             resource_version: None,
         }),
         ..DeleteParams::default()
+    }
+}
+
+/// Writes events. They only explain: the status says the same.
+async fn publish(set: &VirtualMachineSet, events: Vec<Event>, context: &SetContext) {
+    let reference = set.object_ref(&());
+    for event in events {
+        if let Err(error) = context.recorder.publish(&event, &reference).await {
+            tracing::warn!(set = set.name_any(), namespace = set.namespace(), %error, "failed to write an event");
+        }
     }
 }
 

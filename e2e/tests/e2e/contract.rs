@@ -147,6 +147,13 @@ async fn reaches_the_vm(cluster: &Cluster, path: &str, old: &Value) -> Result<()
         let protected = |vm: &Value| has_condition(vm, "EvictionBlocked", "True");
         cluster.until(&vms, VM, "protected from evictions", protected).await?;
     }
+    if let Some(disk) = path.strip_prefix("disks[").and_then(|rest| rest.strip_suffix(']')) {
+        let has = |vm: &Value| {
+            let disks = vm["status"]["guest"]["disks"].as_array();
+            disks.is_some_and(|disks| disks.iter().any(|had| had["name"] == disk))
+        };
+        cluster.until(&vms, VM, "given the disk", has).await?;
+    }
     let no_restart = |vm: &Value| has_condition(vm, "RestartRequired", "False") && pending(vm).is_empty();
     cluster
         .until(&vms, VM, "what it should be without a restart", no_restart)

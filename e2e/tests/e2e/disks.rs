@@ -3,16 +3,17 @@
 use anyhow::{Context, Result, bail, ensure};
 use e2e::cluster::{Cluster, PATIENCE, condition, has_condition};
 use e2e::guest::ask_agent;
-use e2e::manifest::{bare_debian_vm, small_vm};
+use e2e::manifest::{IGNITION_IMAGE, bare_debian_vm, small_vm};
 use e2e::runner::Runner;
+use e2e::volumes::Volumes;
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "e2e-disks";
 const VM: &str = "disks";
-/// Where the volumes are on the node.
-const DIRECTORY: &str = "/var/lib/tandem-e2e-disks";
 const MIB: u64 = 1 << 20;
-const IGNITION: &str = r#"{"ignition":{"version":"3.4.0"}}"#;
+const IGNITION: &str = r#"{"ignition":{"version":"3.4.0"},
+"storage":{"files":[{"path":"/etc/ignited","mode":416,"contents":{"source":"data:,from%20the%20seed"}}]},
+"systemd":{"units":[{"name":"ignited.service","enabled":true,"contents":"[Service]\nExecStart=true\n[Install]\nWantedBy=multi-user.target\n"}]}}"#;
 
 pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
     cluster.restricted_namespace(NAMESPACE).await?;
@@ -20,9 +21,12 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
         .case("a VM whose claim is missing says so", claim_missing(cluster))
         .await;
     let node = cluster.kvm_node().await?;
-    let volumes = Volumes::make(cluster, &node).await?;
+    let volumes = Volumes::make(cluster, NAMESPACE, &node).await?;
     runner
         .case("a guest has a disk of each source", each_source(cluster, &volumes))
+        .await;
+    runner
+        .case("Ignition does in the guest what the seed says", ignited(cluster))
         .await;
     runner
         .case(
@@ -49,78 +53,6 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
         .kubectl(&["delete", "namespace", NAMESPACE, "--timeout", "5m"])
         .await?;
     volumes.remove(cluster).await
-}
-
-/// Local volumes on a node, one with a file system and one that is a block device.
-struct Volumes {
-    node: String,
-    device: String,
-}
-
-impl Volumes {
-    async fn make(cluster: &Cluster, node: &str) -> Result<Self> {
-        let make = format!(
-            "mkdir -p {DIRECTORY}/files && truncate -s 16M {DIRECTORY}/device.img && losetup --find --show {DIRECTORY}/device.img"
-        );
-        let device = cluster.node_exec(node, &["sh", "-c", &make]).await?.trim().to_owned();
-        ensure!(device.starts_with("/dev/loop"), "losetup printed {device:?}");
-        for (name, mode, path) in [
-            ("files", "Filesystem", format!("{DIRECTORY}/files")),
-            ("device", "Block", device.clone()),
-        ] {
-            cluster.apply(&volume(node, name, mode, &path)).await?;
-            cluster.apply(&claim(name, mode)).await?;
-        }
-        Ok(Self {
-            node: node.to_owned(),
-            device,
-        })
-    }
-
-    async fn remove(&self, cluster: &Cluster) -> Result<()> {
-        for name in ["files", "device"] {
-            let name = format!("{NAMESPACE}-{name}");
-            cluster.kubectl(&["delete", "pv", &name, "--wait=false"]).await?;
-        }
-        let remove = format!("losetup --detach {} && rm -rf {DIRECTORY}", self.device);
-        cluster.node_exec(&self.node, &["sh", "-c", &remove]).await?;
-        Ok(())
-    }
-}
-
-fn volume(node: &str, name: &str, mode: &str, path: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": format!("{NAMESPACE}-{name}")},
-        "spec": {
-            "capacity": {"storage": "16Mi"},
-            "accessModes": ["ReadWriteOnce"],
-            "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": "",
-            "volumeMode": mode,
-            "claimRef": {"namespace": NAMESPACE, "name": name},
-            "local": {"path": path},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
-                {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]},
-            ]}]}},
-        },
-    })
-}
-
-fn claim(name: &str, mode: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "accessModes": ["ReadWriteOnce"],
-            "storageClassName": "",
-            "volumeMode": mode,
-            "volumeName": format!("{NAMESPACE}-{name}"),
-            "resources": {"requests": {"storage": "16Mi"}},
-        },
-    })
 }
 
 fn config_map(greeting: &str) -> Value {
@@ -184,6 +116,7 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
         json!({"name": "empty", "emptyDisk": {"size": "32Mi"}}),
         json!({"name": "settings", "configMap": {"name": "settings"}}),
         json!({"name": "password", "secret": {"secretName": "password"}}),
+        json!({"name": "ignition", "readOnly": true, "image": {"image": IGNITION_IMAGE}}),
     ]);
     vm["spec"]["ignition"] = json!({"config": IGNITION});
     cluster.apply(&vm).await?;
@@ -204,10 +137,7 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
             "disk {name}: {said}"
         );
     }
-    for (path, name) in [
-        (&format!("{DIRECTORY}/files/data.img"), "made"),
-        (&volumes.device, "device"),
-    ] {
+    for (path, name) in [(&volumes.file("data.img"), "made"), (&volumes.device, "device")] {
         let read = format!("dd if={path} bs=512 skip=9 count=1 status=none | tr -d '\\0'");
         let found = cluster.node_exec(&volumes.node, &["sh", "-c", &read]).await?;
         ensure!(found == format!("written to {name}"), "{path} has {found:?}");
@@ -219,10 +149,31 @@ async fn each_source(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
     );
     let password = in_guest(cluster, &show("password")).await?;
     ensure!(password.contains("the first password"), "{password}");
-    let seed = in_guest(cluster, &show("CIDATA")).await?;
+    Ok(())
+}
+
+/// Runs Ignition's stages as the initrd of an image for Proxmox VE does. It finds the seed by itself.
+async fn ignited(cluster: &Cluster) -> Result<()> {
+    // In an emulated machine's guest a program of 44 MB takes its time to start.
+    let run = "mkdir -p /media/ignition && mount -o ro LABEL=IGNITION /media/ignition && \
+               for stage in fetch-offline files; do \
+               /media/ignition/ignition -platform proxmoxve -stage $stage -root / -log-to-stdout 2>&1 || exit; done";
+    let log = ask_agent(
+        cluster,
+        NAMESPACE,
+        VM,
+        &["exec", "--timeout", "300", "--", "sh", "-c", run],
+    )
+    .await?;
+    let left = in_guest(
+        cluster,
+        "cd /etc && cat ignited; stat -c ' %a %U' ignited; cat systemd/system-preset/20-ignition.preset systemd/system/ignited.service",
+    )
+    .await;
+    let expected = "from the seed 640 root\nenable ignited.service\n[Service]\nExecStart=true\n";
     ensure!(
-        seed.contains(&format!("==> user-data <==\n{IGNITION}")),
-        "Ignition would read {seed}"
+        left.as_ref().is_ok_and(|left| left.starts_with(expected)),
+        "Ignition left {left:?}, and said {log}"
     );
     Ok(())
 }
@@ -320,10 +271,7 @@ async fn restarted(cluster: &Cluster, volumes: &Volumes) -> Result<()> {
         ensure!(found == expected, "disk {name} has {found:?}");
     }
     let owner = cluster
-        .node_exec(
-            &volumes.node,
-            &["stat", "-c", "%g", &format!("{DIRECTORY}/files/data.img")],
-        )
+        .node_exec(&volumes.node, &["stat", "-c", "%g", &volumes.file("data.img")])
         .await?;
     ensure!(owner.trim() == "65532", "the claim's file is of group {owner}");
     Ok(())

@@ -8,6 +8,7 @@ mod debian;
 mod disks;
 mod eviction;
 mod guest_agent;
+mod hotplug;
 mod lifecycle;
 mod networks;
 mod operator_crash;
@@ -45,7 +46,7 @@ async fn main() -> std::process::ExitCode {
 }
 
 /// Names of the modules; as an argument, one runs that module's cases alone.
-const GROUPS: [&str; 14] = [
+const GROUPS: [&str; 15] = [
     "bad_manifests",
     "scheduling",
     "lifecycle",
@@ -58,6 +59,7 @@ const GROUPS: [&str; 14] = [
     "debian",
     "disks",
     "networks",
+    "hotplug",
     "guest_agent",
     "resize",
 ];
@@ -87,6 +89,7 @@ async fn run() -> Result<bool> {
             "operator_crash" => operator_crash::run(&cluster, &mut runner).await?,
             "disks" => disks::run(&cluster, &mut runner).await?,
             "networks" => networks::run(&cluster, &mut runner).await?,
+            "hotplug" => hotplug::run(&cluster, &mut runner).await?,
             "debian" => debian::run(&cluster, &mut runner).await?,
             "guest_agent" => guest_agent::run(&cluster, &mut runner).await?,
             _ => resize::run(&cluster, &mut runner).await?,

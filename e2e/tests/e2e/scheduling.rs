@@ -1,4 +1,4 @@
-//! kube-scheduler treats a VM and a container pod alike.
+//! kube-scheduler treats a VM and a container pod alike, and knows of the node's huge pages.
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, condition, has_condition};
@@ -22,6 +22,23 @@ pub(crate) async fn run(cluster: &Cluster, runner: &mut Runner) -> Result<()> {
             pod_waits_for_vm(cluster),
         )
         .await;
+    let node = cluster.kvm_node().await?;
+    if has_huge_pages(cluster, &node).await? {
+        runner
+            .case(
+                "a VM's memory is of the node's huge pages",
+                huge_pages_taken(cluster, &node),
+            )
+            .await;
+        runner
+            .case(
+                "a VM waits for huge pages that the node has not",
+                huge_pages_missing(cluster),
+            )
+            .await;
+    } else {
+        println!("  node {node} has reserved no huge pages: no case of them");
+    }
     cluster
         .kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])
         .await?;
@@ -129,5 +146,83 @@ async fn pod_waits_for_vm(cluster: &Cluster) -> Result<()> {
     cluster
         .kubectl(&["delete", "pod", "-n", NAMESPACE, "pod-second"])
         .await?;
+    Ok(())
+}
+
+/// Whether the node has reserved huge pages of 2 MiB. One that has must offer them too.
+async fn has_huge_pages(cluster: &Cluster, node: &str) -> Result<bool> {
+    let reserved = cluster
+        .node_exec(node, &["cat", "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"])
+        .await?;
+    Ok(reserved.trim() != "0")
+}
+
+/// Huge pages of the node that are neither in use nor promised to who has mapped them.
+async fn huge_pages_left(cluster: &Cluster, node: &str) -> Result<u64> {
+    let meminfo = cluster.node_exec(node, &["cat", "/proc/meminfo"]).await?;
+    let count = |name: &str| -> Result<u64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name));
+        let count = line.with_context(|| format!("/proc/meminfo has no {name}"))?;
+        Ok(count.trim().parse()?)
+    };
+    Ok(count("HugePages_Free:")? - count("HugePages_Rsvd:")?)
+}
+
+/// MiB of the VM on huge pages: its kernel and initrd need no more.
+const ON_HUGE_PAGES_MIB: u64 = 128;
+
+async fn huge_pages_taken(cluster: &Cluster, node: &str) -> Result<()> {
+    const VM: &str = "huge-pages";
+    let before = huge_pages_left(cluster, node).await?;
+    let memory = json!({"size": format!("{ON_HUGE_PAGES_MIB}Mi"), "hugePages": "2Mi"});
+    cluster
+        .apply(&with(small_vm(NAMESPACE, VM), "/spec/memory", memory))
+        .await?;
+    // The VMM says what its guest has when all memory is mapped.
+    let runs = |vm: &Value| has_condition(vm, "Ready", "True") && vm["status"]["guest"]["vcpus"] == 1;
+    cluster
+        .until(&cluster.vms(NAMESPACE), VM, "ready, with a guest", runs)
+        .await?;
+    let pod = cluster.pods(NAMESPACE).get(VM).await?;
+    let resources = &pod.data["spec"]["containers"][0]["resources"];
+    for kind in ["requests", "limits"] {
+        ensure!(
+            resources[kind]["hugepages-2Mi"] == format!("{ON_HUGE_PAGES_MIB}Mi"),
+            "the pod's resources are {resources}"
+        );
+    }
+    let left = huge_pages_left(cluster, node).await?;
+    ensure!(
+        before - left == ON_HUGE_PAGES_MIB / 2,
+        "of {before} huge pages {left} are left"
+    );
+    cluster.kubectl(&["delete", "vm", "-n", NAMESPACE, VM]).await?;
+    cluster.until_gone(&cluster.pods(NAMESPACE), VM).await?;
+    let after = huge_pages_left(cluster, node).await?;
+    ensure!(after == before, "of {before} huge pages {after} came back");
+    Ok(())
+}
+
+async fn huge_pages_missing(cluster: &Cluster) -> Result<()> {
+    const VM: &str = "too-many-huge-pages";
+    let memory = json!({"size": "64Gi", "hugePages": "2Mi"});
+    cluster
+        .apply(&with(small_vm(NAMESPACE, VM), "/spec/memory", memory))
+        .await?;
+    let waits = |vm: &Value| {
+        condition(vm, "Scheduled").is_some_and(|(status, reason, message)| {
+            (status, reason) == ("False", "Unschedulable") && message.contains("Insufficient hugepages-2Mi")
+        })
+    };
+    cluster
+        .until(&cluster.vms(NAMESPACE), VM, "waiting for huge pages", waits)
+        .await?;
+    let pod = cluster.pods(NAMESPACE).get(VM).await?;
+    ensure!(
+        pod.data["status"]["phase"] == "Pending",
+        "the VM's pod is {}",
+        pod.data["status"]["phase"]
+    );
+    cluster.kubectl(&["delete", "vm", "-n", NAMESPACE, VM]).await?;
     Ok(())
 }

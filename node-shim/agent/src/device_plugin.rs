@@ -1,4 +1,4 @@
-//! `node-agent device-plugin`: offers two extended resources to the kubelet, without any capability of its own.
+//! `node-agent device-plugin`: offers three extended resources to the kubelet, without any capability of its own.
 //!
 //! ```text
 //! node-agent serve --plugin.sock: does KVM work?--> health ──devices──► plugin ◄──Allocate, ListAndWatch── kubelet
@@ -39,8 +39,17 @@ pub(crate) struct Options {
     pub(crate) kubelet_dir: KubeletDir,
     /// The node's `/dev`, as this process sees it.
     pub(crate) host_dev: PathBuf,
-    /// The most VMs that the node may have.
-    pub(crate) max_vms: u16,
+    /// How many of each kind the node may have.
+    pub(crate) most: Most,
+}
+
+/// How many VMs and volume pods a node may have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Most {
+    /// VMs.
+    pub(crate) vms: u16,
+    /// Volume pods: disks that are plugged into running VMs.
+    pub(crate) volumes: u16,
 }
 
 /// Why the device plugin ended.
@@ -70,7 +79,7 @@ pub(crate) enum DevicePluginError {
     },
 }
 
-/// Serves both resources until something fails that a restart may mend. Dropping the future ends everything that it started.
+/// Serves the resources until something fails that a restart may mend. Dropping the future ends everything that it started.
 pub(crate) async fn run(options: Options) -> Result<(), DevicePluginError> {
     make_device_directories(&options)?;
     let listener = ReportListener::bind(&options.run_dir.plugin_socket()).map_err(DevicePluginError::Reports)?;
@@ -113,8 +122,8 @@ pub(crate) async fn run(options: Options) -> Result<(), DevicePluginError> {
 
 /// Makes the directory of each device, so that the kubelet finds something to mount.
 fn make_device_directories(options: &Options) -> Result<(), DevicePluginError> {
-    (0..options.max_vms).try_for_each(|index| {
-        let path = options.run_dir.device(&resource::kvm_device_id(index));
+    resource::sockets(options.most).try_for_each(|id| {
+        let path = options.run_dir.device(&id);
         resource::make_device_directory(&path).map_err(|source| DevicePluginError::DeviceDirectory { path, source })
     })
 }

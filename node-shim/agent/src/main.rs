@@ -24,6 +24,8 @@ use node_paths::{KubeletDir, RunDir};
 
 /// The extended resource of which each VM has one.
 pub(crate) const KVM_RESOURCE: &str = "tandem.dev/kvm";
+/// The extended resource of which each volume pod has one.
+pub(crate) const VOLUME_RESOURCE: &str = "tandem.dev/volumes";
 
 #[derive(Debug, Parser)]
 #[command(version, about = "The Tandem node agent")]
@@ -46,7 +48,7 @@ enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Offer `tandem.dev/kvm` and `tandem.dev/host-devices` to the kubelet.
+    /// Offer `tandem.dev/kvm`, `tandem.dev/volumes` and `tandem.dev/host-devices` to the kubelet.
     DevicePlugin(DevicePluginArguments),
     /// Serve the VM pods of this node.
     Serve(ServeArguments),
@@ -74,6 +76,9 @@ struct DevicePluginArguments {
     /// The most VMs that this node may have.
     #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u16).range(1..=1000))]
     max_vms: u16,
+    /// The most disks that may be plugged into this node's VMs while they run.
+    #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    max_volumes: u16,
 }
 
 #[derive(Debug, Args)]
@@ -153,12 +158,16 @@ async fn run(command: Command) -> anyhow::Result<()> {
             kubelet_dir,
             host_dev,
             max_vms,
+            max_volumes,
         }) => {
             let options = device_plugin::Options {
                 run_dir: RunDir::new(directories.run_dir),
                 kubelet_dir: KubeletDir::new(kubelet_dir),
                 host_dev,
-                max_vms,
+                most: device_plugin::Most {
+                    vms: max_vms,
+                    volumes: max_volumes,
+                },
             };
             Ok(device_plugin::run(options).await?)
         }

@@ -5,8 +5,9 @@
 //!  │
 //!  └──works?──► device_socket (one for each device id) ─► session ─► network, /dev/kvm ─► shim
 //!                      └──whose id is it?── identity ◄── kubelet   │ ▲
-//!                                                                  │ └──Resize───── guest_status ◄── VirtualMachine.status.target
-//!                                                                  └──GuestStatus─► (board)      ──► .guest, .acknowledgedTarget
+//!                      │                                           │ └──Resize, disks── guest_status ◄── VirtualMachine.status.{target,targetDisks}
+//!                      │                                           └──GuestStatus─────► (board)      ──► .guest, .acknowledgedTarget
+//!                      └─► session ◄──a disk── node-shim lend, in a volume pod ──────────► │
 //! ```
 //!
 //! Nothing here must survive a restart: taps belong to the shims, rules to their namespaces, and the shims connect again.
@@ -41,7 +42,7 @@ use session::Services;
 /// Reports of guests that wait for the API server's attention.
 const QUEUED_REPORTS: usize = 1024;
 /// Most device ids that are served.
-const MAX_DEVICES: usize = 1000;
+const MAX_DEVICES: usize = 2000;
 
 /// What `node-agent serve` is started with.
 #[derive(Clone, Debug)]

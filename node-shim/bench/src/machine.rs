@@ -87,7 +87,7 @@ impl Bench {
             ..machine
         };
         let mut vm = self.start(monitor, &machine, directory)?;
-        vm.line_after("INIT ")?;
+        vm.line_after("INIT ").with_context(|| monitor.to_string())?;
         told(&mut vm, "tools")?;
         Ok(vm)
     }

@@ -17,6 +17,8 @@ pub(crate) struct Vm {
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     errors: std::path::PathBuf,
+    /// The last line of its guest's.
+    last_line: String,
     /// Just before it was started.
     pub(crate) started: Instant,
     _alive: Sender<()>,
@@ -50,6 +52,7 @@ impl Vm {
             input,
             output,
             errors,
+            last_line: String::new(),
             started,
             _alive: alive,
         })
@@ -64,18 +67,28 @@ impl Vm {
         std::fs::read_to_string(&self.errors).unwrap_or_default()
     }
 
-    /// The end of that.
-    fn last_words(&self) -> String {
+    /// How it ended, and the end of what it and its guest said.
+    fn ended(&self) -> String {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has ended stays as it ended; one that only stopped talking has no more to say.
+        let status = child.kill().and_then(|()| child.wait());
+        drop(child);
+        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let after = self.started.elapsed().as_secs();
         let errors = self.errors();
         let lines: Vec<&str> = errors.lines().collect();
-        lines[lines.len().saturating_sub(5)..].join("\n")
+        let errors = lines[lines.len().saturating_sub(5)..].join("\n");
+        format!(
+            "the monitor ended after {after} s ({status}): {errors}\nits guest's last line: {}",
+            self.last_line
+        )
     }
 
     /// Waits for the first byte of the guest's output.
     pub(crate) fn first_byte(&mut self) -> Result<u8> {
         let mut byte = [0];
         let result = self.output.read_exact(&mut byte);
-        result.with_context(|| format!("the monitor ended or was too slow: {}", self.last_words()))?;
+        result.with_context(|| self.ended())?;
         Ok(byte[0])
     }
 
@@ -86,9 +99,10 @@ impl Vm {
             .read_until(b'\n', &mut line)
             .context("failed to read the console")?;
         if line.is_empty() {
-            bail!("the monitor ended or was too slow: {}", self.last_words());
+            bail!(self.ended());
         }
-        Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
+        self.last_line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        Ok(self.last_line.clone())
     }
 
     /// Waits for a line that begins like this, and returns the rest of it.

@@ -13,20 +13,41 @@
 //!  |<--------------------------------------|
 //!  | Resized                               |
 //!  |-------------------------------------->|
+//!  |                AttachDisk, fds [disk] |   a disk that a volume pod lends, or DetachDisk
+//!  |<--------------------------------------|
+//!  | Plugged                               |
+//!  |-------------------------------------->|
 //!  x connection lost: the agent restarted. The shim connects again and sends
 //!  | Resume                                |   no descriptor is needed: it still has them
 //!  |-------------------------------------->|
 //! ```
+//!
+//! A volume pod has a conversation of its own, on the socket of its own device:
+//!
+//! ```text
+//! lender                                 agent
+//!  | Lend, fds [disk]                      |   again after the agent has restarted
+//!  |-------------------------------------->|
+//!  |                        Lent or Refused|
+//!  |<--------------------------------------|
+//!  | Withdraw                              |   its pod is to end
+//!  |-------------------------------------->|
+//!  |                              Returned |   once no guest has the disk
+//!  |<--------------------------------------|
+//! ```
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{BridgedNetwork, GuestNetwork};
+use crate::config::{BridgedNetwork, Discard, GuestNetwork, RateLimit};
 use crate::control::Failure;
 
-/// Version of this conversation; the agent refuses a shim that speaks another. 2: queues and IPv6. 3: the pod's UID, and resizes. 4: bindings.
+/// Version of this conversation; the agent refuses a shim that speaks another. 2: queues and IPv6. 3: the pod's UID, and resizes. 4: bindings of
+/// interfaces, disks that are plugged.
 pub const VERSION: u32 = 4;
-/// The oldest version that `Resume` is taken in: what it says has not changed since, and the VM runs already.
+/// Oldest version of a running shim that the agent goes on with. It is not sent what its version does not have.
 pub const RESUME_VERSION: u32 = 3;
+/// First version whose shim takes [`Response::AttachDisk`] and [`Response::DetachDisk`].
+pub const DISKS_VERSION: u32 = 4;
 /// Largest packet in bytes; a longer one is refused.
 pub const MAX_PACKET_BYTES: usize = 64 * 1024;
 /// Most interfaces of one VM.
@@ -66,6 +87,20 @@ pub enum Request {
     Status(GuestStatus),
     /// Answer to [`Response::Resize`]. No descriptor.
     Resized(Resized),
+    /// Answer to [`Response::AttachDisk`] and to [`Response::DetachDisk`]. No descriptor.
+    Plugged(Plugged),
+    /// First packet of a volume pod. One descriptor: its disk, opened and locked.
+    Lend {
+        /// [`VERSION`].
+        version: u32,
+        /// As in `Hello`, of the volume pod.
+        #[serde(rename = "podUID")]
+        pod_uid: String,
+        /// How the disk is to be used.
+        disk: DiskOptions,
+    },
+    /// The volume pod is to end: answered by [`Response::Returned`]. No descriptor.
+    Withdraw,
 }
 
 /// Most bytes of a pod's UID, as in `status.podUID`.
@@ -85,7 +120,65 @@ pub struct Resized {
     pub status: GuestStatus,
 }
 
-/// Most bytes of the message of [`Resized::failure`].
+/// What became of a [`Response::AttachDisk`] or a [`Response::DetachDisk`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Plugged {
+    /// Name of the disk, at most [`DISK_NAME_MAX_BYTES`].
+    pub name: String,
+    /// Why it was not done; its message has at most [`FAILURE_MAX_BYTES`] of one line. None: the guest has the disk, or was asked to give it up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// What the guest does and has now.
+    pub status: GuestStatus,
+}
+
+/// Most bytes of the name of a disk: a DNS label.
+pub const DISK_NAME_MAX_BYTES: usize = 63;
+/// Most disks that a guest can have been given while it ran: one for each PCI slot, of which the host bridge has one.
+pub const PLUGGED_DISKS_MAX: usize = 31;
+
+/// How a disk that is lent is to be used. What the storage itself has to do with (`O_DIRECT`, locks) goes with the descriptor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskOptions {
+    /// Serial number that the guest sees: 1 to 20 printable ASCII characters; the first 20 bytes of the name where it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Whether the guest may only read it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// How much it may move.
+    #[serde(default, skip_serializing_if = "RateLimit::is_unlimited")]
+    pub rate_limit: RateLimit,
+    /// What becomes of space that the guest discards.
+    #[serde(default, skip_serializing_if = "Discard::is_default")]
+    pub discard: Discard,
+}
+
+/// A disk for a guest: raw, whatever is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AttachDisk {
+    /// Its name in the VM's spec, a DNS label.
+    pub name: String,
+    /// UID of the volume pod that lends it, 1 to [`POD_UID_MAX_BYTES`]: what is told back of it.
+    pub lender: String,
+    /// How it is to be used.
+    pub options: DiskOptions,
+}
+
+/// A disk that a guest was given while it ran.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PluggedDisk {
+    /// [`AttachDisk::name`].
+    pub name: String,
+    /// [`AttachDisk::lender`].
+    pub lender: String,
+}
+
+/// Most bytes of the message of [`Resized::failure`] and of [`Plugged::failure`].
 pub const FAILURE_MAX_BYTES: usize = 512;
 
 /// An interface that wants a tap.
@@ -136,6 +229,18 @@ pub enum Response {
     },
     /// What the guest shall have from now on, answered by [`Request::Resized`]. No descriptor. Not before `Granted` or `Resume`.
     Resize(Resize),
+    /// A disk for the guest, answered by [`Request::Plugged`]. One descriptor: the disk. From [`DISKS_VERSION`] on.
+    AttachDisk(AttachDisk),
+    /// The guest is to give a disk up that it was given so, answered by [`Request::Plugged`]; when it has, its status lacks the disk. No
+    /// descriptor. From [`DISKS_VERSION`] on.
+    DetachDisk {
+        /// [`AttachDisk::name`].
+        name: String,
+    },
+    /// Answer to `Lend`: the disk is plugged when its VM is to have it.
+    Lent,
+    /// Answer to `Withdraw`: no guest has the disk, and none gets it any more.
+    Returned,
 }
 
 /// What a guest shall have: within its configuration's limits.
@@ -192,6 +297,9 @@ pub struct GuestStatus {
     /// What keeps the guest from the size that it shall have, as far as the VMM can tell: at most [`HINDRANCE_MAX_BYTES`] of one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hindrance: Option<String>,
+    /// Disks that it was given while it ran and has not given up, at most [`PLUGGED_DISKS_MAX`], by their names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<PluggedDisk>,
 }
 
 /// Most bytes of [`GuestStatus::kernel`].
@@ -213,4 +321,48 @@ pub enum GuestState {
     Running,
     /// The power button was pressed; the guest has until the end of the grace period.
     PoweringOff,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shim of version 3 that runs is not restarted for a new agent.
+    #[test]
+    fn what_a_shim_of_the_oldest_version_says_is_understood() {
+        let status = r#"{"state":"Running","bootTimeMs":1,"vcpus":2,"memoryBytes":3,"resets":0}"#;
+        let resume = format!(r#"{{"resume":{{"version":3,"podUID":"p1","status":{status}}}}}"#);
+        let Request::Resume { version, status, .. } = serde_json::from_str(&resume).unwrap() else {
+            panic!("no Resume");
+        };
+        assert_eq!((version, status.disks.as_slice()), (RESUME_VERSION, &[][..]));
+        assert!(!serde_json::to_string(&status).unwrap().contains("disks"));
+    }
+
+    #[test]
+    fn packets_about_disks_read_as_a_person_would_write_them() {
+        let lend = r#"{"lend":{"version":4,"podUID":"v1","disk":{"readOnly":true}}}"#;
+        let request = Request::Lend {
+            version: VERSION,
+            pod_uid: "v1".to_owned(),
+            disk: DiskOptions {
+                read_only: true,
+                ..DiskOptions::default()
+            },
+        };
+        assert_eq!(serde_json::from_str::<Request>(lend).unwrap(), request);
+        assert_eq!(serde_json::to_string(&request).unwrap(), lend);
+        assert_eq!(serde_json::to_string(&Request::Withdraw).unwrap(), r#""withdraw""#);
+        let attach = r#"{"attachDisk":{"name":"data","lender":"v1","options":{"readOnly":false,"discard":"ignore"}}}"#;
+        let response = Response::AttachDisk(AttachDisk {
+            name: "data".to_owned(),
+            lender: "v1".to_owned(),
+            options: DiskOptions {
+                discard: Discard::Ignore,
+                ..DiskOptions::default()
+            },
+        });
+        assert_eq!(serde_json::from_str::<Response>(attach).unwrap(), response);
+        assert_eq!(serde_json::to_string(&response).unwrap(), attach);
+    }
 }

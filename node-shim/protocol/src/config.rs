@@ -29,7 +29,7 @@ pub struct VmConfig {
     /// Network interfaces in the order in which the guest finds them.
     #[serde(default)]
     pub interfaces: Vec<Interface>,
-    /// The NoCloud seed, shown to the guest as one more read-only disk with the label `CIDATA`.
+    /// The NoCloud seed, shown to the guest as one more read-only disk with the label `cidata`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInit>,
     /// Stream sockets between guest and host.
@@ -209,7 +209,7 @@ pub enum Discard {
 
 impl Discard {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-    fn is_default(&self) -> bool {
+    pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -7,6 +7,10 @@ pub const CONFIG_ANNOTATION: &str = "tandem.dev/vm-config";
 pub const CONFIG_DIR: &str = "/etc/tandem";
 /// The projected [`VmConfig`](crate::VmConfig).
 pub const CONFIG_FILE: &str = "/etc/tandem/vm.json";
+/// Annotation of a volume pod that holds the [`LendConfig`](crate::LendConfig) as JSON.
+pub const DISK_CONFIG_ANNOTATION: &str = "tandem.dev/disk-config";
+/// The projected [`LendConfig`](crate::LendConfig), in [`CONFIG_DIR`].
+pub const DISK_CONFIG_FILE: &str = "/etc/tandem/disk.json";
 /// Mount point of the image volume with kernel and initrd.
 pub const BOOT_DIR: &str = "/volumes/boot";
 /// Parent of the mount points of disks' volumes, one directory per disk name: images, claims, `ConfigMap`s and Secrets.

@@ -1,4 +1,6 @@
-//! The `NoCloud` seed: a FAT file system labelled `CIDATA` with the files that cloud-init's `NoCloud` data source reads.
+//! The `NoCloud` seed: a FAT file system labelled `cidata` with the files that cloud-init's `NoCloud` data source reads.
+//!
+//! Ignition reads its configuration from the same disk where it takes the machine for one of Proxmox VE.
 
 use std::io;
 
@@ -7,8 +9,8 @@ use serde_json::json;
 use crate::block::memory::MemoryStorage;
 use crate::fat;
 
-/// Label by which cloud-init finds the disk.
-const LABEL: &str = "CIDATA";
+/// Label by which the disk is found: by cloud-init in either case, by Ignition in this one alone (`/dev/disk/by-label/cidata`).
+const LABEL: &str = "cidata";
 /// What a file takes at most beyond its own bytes: the rest of its last cluster, and its directory entries.
 const FILE_OVERHEAD_BYTES: usize = 8 * 1024;
 /// Boot sector, tables, root directory, of a disk of the sizes that are possible here.
@@ -156,7 +158,7 @@ mod tests {
             .unwrap();
         let output = String::from_utf8(output.stdout).unwrap();
         assert!(
-            output.contains("\nLABEL=CIDATA\n") && output.contains("\nTYPE=vfat\n"),
+            output.contains("\nLABEL=cidata\n") && output.contains("\nTYPE=vfat\n"),
             "{output}"
         );
     }

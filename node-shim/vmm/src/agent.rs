@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use node_shim_protocol::agent::{
-    GrantedNetwork, GuestStatus, InterfaceBinding, InterfaceGrant, InterfaceRequest, Request, Resize, Resized,
-    Response, VERSION,
+    AttachDisk, GrantedNetwork, GuestStatus, InterfaceBinding, InterfaceGrant, InterfaceRequest, Plugged, Request,
+    Resize, Resized, Response, VERSION,
 };
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -18,6 +18,8 @@ use crate::log;
 use crate::packet::{self, PacketError};
 use crate::poll::{Poll, Source, Token};
 use crate::signals::Signals;
+
+pub(crate) mod lend;
 
 /// How long the agent may take to be there and to grant what is asked for: it may just be starting, on a node that is too.
 const NEGOTIATION_MAX: Duration = Duration::from_mins(1);
@@ -142,6 +144,19 @@ impl Backoff {
     }
 }
 
+const NOT_A_LENDER: &str = "it takes this VM for a volume pod";
+
+/// What the agent asks for.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Another size.
+    Resize(Resize),
+    /// Another disk, with what came with it.
+    Attach(AttachDisk, Vec<OwnedFd>),
+    /// That the guest gives a disk up.
+    Detach(String),
+}
+
 /// How one try ended.
 enum Answer {
     Granted {
@@ -175,7 +190,10 @@ fn ask(socket: &Path, hello: &Request, namespace: &std::fs::File, signals: &Sign
             descriptors,
         }),
         Ok(Some((Response::Refused { reason, retryable }, _))) => Ok(Answer::Refused { reason, retryable }),
-        Ok(Some((Response::Resize(_), _))) => Err(AgentError::Unusable("a Resize before Granted".to_owned())),
+        Ok(Some((Response::Resize(_) | Response::AttachDisk(_) | Response::DetachDisk { .. }, _))) => {
+            Err(AgentError::Unusable("something is asked for before Granted".to_owned()))
+        }
+        Ok(Some((Response::Lent | Response::Returned, _))) => Err(AgentError::Unusable(NOT_A_LENDER.to_owned())),
         Ok(None) => Ok(Answer::Failed(
             "it closed the connection without an answer, as an agent of an older release does".to_owned(),
         )),
@@ -321,9 +339,14 @@ impl Link {
         self.say(poll, &Request::Status(status.clone()));
     }
 
-    /// Tells the agent what became of what it asked for.
+    /// Tells the agent what became of a size that it asked for.
     pub(crate) fn answer(&mut self, poll: &Poll, resized: Resized) {
         self.say(poll, &Request::Resized(resized));
+    }
+
+    /// Tells the agent what became of a disk that it asked for.
+    pub(crate) fn answer_disk(&mut self, poll: &Poll, plugged: Plugged) {
+        self.say(poll, &Request::Plugged(plugged));
     }
 
     fn say(&mut self, poll: &Poll, request: &Request) {
@@ -335,7 +358,7 @@ impl Link {
     }
 
     /// The agent said something, or went away. What it asks for is returned, unless something newer was asked for before.
-    pub(crate) fn on_readable(&mut self, poll: &Poll) -> Option<Resize> {
+    pub(crate) fn on_readable(&mut self, poll: &Poll) -> Option<Order> {
         let LinkState::Connected { connection, .. } = &self.state else {
             return None;
         };
@@ -344,13 +367,16 @@ impl Link {
             Ok(Some((Response::Resize(resize), _))) => {
                 if self.newest.is_none_or(|newest| newest <= resize.sequence) {
                     self.newest = Some(resize.sequence);
-                    return Some(resize);
+                    return Some(Order::Resize(resize));
                 }
                 log::line(format_args!(
                     "the node agent asked for size {} after a newer one; left as it is",
                     resize.sequence
                 ));
             }
+            Ok(Some((Response::AttachDisk(disk), descriptors))) => return Some(Order::Attach(disk, descriptors)),
+            Ok(Some((Response::DetachDisk { name }, _))) => return Some(Order::Detach(name)),
+            Ok(Some((Response::Lent | Response::Returned, _))) => self.lose(poll, NOT_A_LENDER),
             Ok(Some((
                 Response::Refused {
                     reason,

@@ -7,11 +7,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use node_shim_protocol::VmConfig;
+use node_shim_protocol::agent::DiskOptions;
 use node_shim_protocol::config::{self as protocol, CloudInit, HugePages};
+use node_shim_protocol::{LendConfig, VmConfig, lend};
 use node_shim_virtio::rate_limit::{self, Limits};
+use serde::de::DeserializeOwned;
 
-pub(crate) use self::disk::Disk;
+pub(crate) use self::disk::{Disk, check_one as check_disk, check_options as check_disk_options};
 pub(crate) use self::interface::{Interface, check_bridged, check_mac, check_network};
 use crate::layout;
 
@@ -39,7 +41,7 @@ const NAME_MAX_BYTES: usize = 63;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// The file cannot be read.
-    #[error("failed to read the VmConfig {path}: {source}; name a readable JSON file with --config")]
+    #[error("failed to read the configuration {path}: {source}; name a readable JSON file with --config")]
     Read {
         /// The file.
         path: PathBuf,
@@ -47,13 +49,13 @@ pub(crate) enum ConfigError {
         source: io::Error,
     },
     /// The file is longer than any configuration.
-    #[error("the VmConfig {path} is longer than {FILE_MAX_BYTES} bytes; keep cloud-init data in files")]
+    #[error("the configuration {path} is longer than {FILE_MAX_BYTES} bytes; keep cloud-init data in files")]
     TooLong {
         /// The file.
         path: PathBuf,
     },
     /// Not JSON, or not the JSON of a `VmConfig`.
-    #[error("{path} is not a VmConfig: {source}")]
+    #[error("{path} is not a configuration: {source}")]
     Parse {
         /// The file.
         path: PathBuf,
@@ -161,6 +163,25 @@ pub(crate) fn parse(path: &Path, text: &str, scratch: Option<&Path>) -> Result<(
 
 /// Reads a configuration file.
 pub(crate) fn read(path: &Path) -> Result<VmConfig, ConfigError> {
+    read_json(path)
+}
+
+/// Reads and checks what a volume pod lends.
+pub(crate) fn load_lent(path: &Path) -> Result<(Disk, PathBuf, DiskOptions), ConfigError> {
+    let LendConfig { version, disk, scratch } = read_json(path)?;
+    if version != lend::VERSION {
+        return refuse("version", format!("this node-shim reads version {}", lend::VERSION));
+    }
+    let options = DiskOptions {
+        serial: disk.serial.clone(),
+        read_only: disk.read_only,
+        rate_limit: disk.rate_limit,
+        discard: disk.discard,
+    };
+    Ok((check_disk(disk)?, scratch, options))
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let read_error = |source| ConfigError::Read {
         path: path.to_owned(),
         source,

@@ -14,7 +14,7 @@ use node_shim_protocol::control::Isolation;
 use node_shim_virtio::device::Event as DeviceEvent;
 use rustix::event::epoll::EventFlags;
 
-use crate::agent::Link;
+use crate::agent::{Link, Order};
 use crate::console::Console;
 use crate::control::{ClientId, Received, Server};
 use crate::jail::paths::Paths;
@@ -342,12 +342,12 @@ impl EventLoop {
                     self.events.push_back(Event::WatchdogExpired);
                 }
             }
-            Source::Agent => {
-                let resize = self.agent.as_mut().and_then(|agent| agent.on_readable(&self.poll));
-                if let Some(resize) = resize {
-                    self.on_resize(machine, resize);
-                }
-            }
+            Source::Agent => match self.agent.as_mut().and_then(|agent| agent.on_readable(&self.poll)) {
+                Some(Order::Resize(resize)) => self.on_resize(machine, resize),
+                Some(Order::Attach(disk, descriptors)) => self.on_attach(machine, disk, descriptors),
+                Some(Order::Detach(name)) => self.on_detach(machine, name),
+                None => {}
+            },
             Source::Doorbell { function, queue, kick } => {
                 // Empty when the device drained it itself.
                 let _ = kick.read();
@@ -520,6 +520,7 @@ impl EventLoop {
             resets: self.resets,
             kernel: self.platform.boot.found(),
             hindrance: size.hindrance.clone(),
+            disks: size.disks.clone(),
         }
     }
 

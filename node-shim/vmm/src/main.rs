@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use node_shim_protocol::paths;
+use node_shim_protocol::{ExitReason, paths};
 
 use self::control::command::Verb;
 use self::jail::seccomp::Mode;
@@ -34,6 +34,7 @@ mod guest_agent;
 mod jail;
 mod kvm;
 mod layout;
+mod lend;
 mod lifecycle;
 mod log;
 mod machine;
@@ -97,6 +98,24 @@ enum Command {
         #[arg(long)]
         termination_log: Option<PathBuf>,
     },
+    /// Opens a disk and lends it to a running VM of the same node, until SIGTERM and until its guest has given it up.
+    Lend {
+        /// The disk: a LendConfig in JSON.
+        #[arg(long)]
+        config: PathBuf,
+        /// Socket of the node agent.
+        #[arg(long)]
+        agent: PathBuf,
+        /// UID of the pod that this runs in, for the node agent.
+        #[arg(long, value_name = "UID")]
+        pod_uid: String,
+        /// What becomes of a system call that the process has no need of.
+        #[arg(long, value_enum, default_value_t = Seccomp::Enforce)]
+        seccomp: Seccomp,
+        /// Where to write why it ended, besides stderr [default: /dev/termination-log where it exists]
+        #[arg(long)]
+        termination_log: Option<PathBuf>,
+    },
     /// Asks a running VM for something, and prints the answer in JSON.
     Control {
         /// The VM's control socket: inside its pod the usual one.
@@ -142,6 +161,15 @@ enum Seccomp {
     Log,
 }
 
+impl From<Seccomp> for Mode {
+    fn from(seccomp: Seccomp) -> Self {
+        match seccomp {
+            Seccomp::Enforce => Self::Enforce,
+            Seccomp::Log => Self::Log,
+        }
+    }
+}
+
 fn main() {
     let started = Instant::now();
     match Arguments::parse().command {
@@ -170,14 +198,31 @@ fn main() {
                     .map(|(socket, pod_uid)| agent::Address { socket, pod_uid }),
                 control,
                 snapshots,
-                seccomp: match seccomp {
-                    Seccomp::Enforce => Mode::Enforce,
-                    Seccomp::Log => Mode::Log,
-                },
+                seccomp: seccomp.into(),
                 started,
             };
             match vmm::run(&options) {
                 Ok(ending) => termination::end(ending.reason, &ending.message),
+                Err(error) => termination::end(error.reason(), &error.to_string()),
+            }
+        }
+        Command::Lend {
+            config,
+            agent: socket,
+            pod_uid,
+            seccomp,
+            termination_log,
+        } => {
+            jail::close_inherited();
+            termination::set_log(termination_log);
+            termination::end_on_panic();
+            let ended = lend::run(&lend::Options {
+                config,
+                agent: agent::Address { socket, pod_uid },
+                seccomp: seccomp.into(),
+            });
+            match ended {
+                Ok(()) => termination::end(ExitReason::PoweredOff, "the disk is not lent any more"),
                 Err(error) => termination::end(error.reason(), &error.to_string()),
             }
         }

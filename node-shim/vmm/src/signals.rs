@@ -40,6 +40,19 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
     }
 
+    /// Those that nobody sends.
+    #[cfg(test)]
+    pub(crate) fn none() -> io::Result<Self> {
+        let set = create_sigset(&[]).map_err(io::Error::from)?;
+        // SAFETY: the set is valid; -1 asks for a new descriptor.
+        let descriptor = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: signalfd returned a new descriptor that nobody else owns.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+    }
+
     /// What has arrived; reads all of them.
     pub(crate) fn take(&self) -> Arrived {
         let mut arrived = Arrived::default();

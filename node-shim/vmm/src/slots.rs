@@ -110,5 +110,9 @@ impl BusDevice for SlotController {
     fn write(&self, offset: u64, data: &[u8]) {
         let ejected = lock(&self.registers).write(offset, data);
         self.empty(&ejected);
+        if !ejected.is_empty() {
+            // The event loop tells the agent of it.
+            self.connector.mailbox.nudge();
+        }
     }
 }

@@ -53,7 +53,19 @@ pub(crate) fn events(old: &VirtualMachineStatus, new: &VirtualMachineStatus, ver
         events.extend(is.and_then(|(reason, message)| headline(reason, message, new)));
     }
     events.extend(eviction(old, new));
+    events.extend(disks(old, new));
     events
+}
+
+/// That a disk cannot be plugged.
+fn disks(old: &VirtualMachineStatus, new: &VirtualMachineStatus) -> Option<Event> {
+    let failed = |status: &VirtualMachineStatus| {
+        find(&status.conditions, ConditionType::DisksReady)
+            .filter(|condition| condition.reason == Reason::HotPlugFailed.as_str())
+            .map(|condition| condition.message.clone())
+    };
+    let message = failed(new)?;
+    (failed(old).as_ref() != Some(&message)).then(|| event(EventType::Warning, "HotPlugFailed", "Plug", &message))
 }
 
 /// That a drain waits for the VM, or that evictions of it cannot be refused.
@@ -136,7 +148,9 @@ fn headline(reason: &str, message: &str, new: &VirtualMachineStatus) -> Option<E
         Reason::MountFailed => (EventType::Warning, "MountFailed", "Mount"),
         Reason::NetworkFailed => (EventType::Warning, "NetworkFailed", "Start"),
         Reason::ContainerFailed => (EventType::Warning, "ContainerFailed", "Start"),
-        Reason::Starting
+        // Not of the whole VM: see `disks`.
+        Reason::HotPlugFailed
+        | Reason::Starting
         | Reason::Stopping
         | Reason::Crashed
         | Reason::WaitingForOldPod

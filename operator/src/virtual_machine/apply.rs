@@ -133,7 +133,7 @@ pub(crate) async fn change_metadata(
     changed(pod, "change the metadata of", written.map(|_| ()))
 }
 
-fn post_parameters() -> PostParams {
+pub(super) fn post_parameters() -> PostParams {
     PostParams {
         field_manager: Some(crds::status::FIELD_MANAGER.to_owned()),
         ..PostParams::default()
@@ -141,7 +141,7 @@ fn post_parameters() -> PostParams {
 }
 
 /// Deletes the object with this UID, and no other of its name.
-fn delete_parameters(uid: Option<String>) -> DeleteParams {
+pub(super) fn delete_parameters(uid: Option<String>) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions {
             uid,
@@ -222,7 +222,7 @@ pub(crate) async fn keep_budget(
     }
 }
 
-fn write_error(verb: &'static str, pod: &Pod, source: kube::Error) -> ReconcileError {
+pub(super) fn write_error(verb: &'static str, pod: &Pod, source: kube::Error) -> ReconcileError {
     ReconcileError::Write {
         verb,
         what: "pod",

@@ -7,6 +7,7 @@ pub(crate) mod pod;
 pub(crate) mod resources;
 pub(crate) mod snapshot;
 pub(crate) mod vm_config;
+pub(crate) mod volume_pod;
 
 /// Name of the shim's container.
 pub(crate) const CONTAINER: &str = "vm";
@@ -22,3 +23,13 @@ pub(crate) const RESTARTED_AT_ANNOTATION: &str = "tandem.dev/restarted-at";
 pub(crate) const SPEC_ANNOTATION: &str = "tandem.dev/vm-spec";
 /// Extended resource that one VM takes.
 pub(crate) const KVM_RESOURCE: &str = "tandem.dev/kvm";
+/// Label of a volume pod that holds its VM's name. It has no other label of the VM: no Service is to find it.
+pub(crate) const VOLUME_OF_LABEL: &str = "tandem.dev/volume-of";
+/// Label of a volume pod that holds the name of its disk.
+pub(crate) const DISK_LABEL: &str = "tandem.dev/disk";
+/// Annotation of a volume pod: the disk that it was made from, as the VM's spec had it.
+pub(crate) const DISK_SPEC_ANNOTATION: &str = "tandem.dev/disk-spec";
+/// Name of a volume pod's container.
+pub(crate) const VOLUME_CONTAINER: &str = "volume";
+/// Extended resource that one volume pod takes.
+pub(crate) const VOLUME_RESOURCE: &str = "tandem.dev/volumes";

@@ -32,6 +32,8 @@ pub(crate) struct Facts<'a> {
     /// `spec.restartedAt`.
     pub(crate) restarted_at: Option<Timestamp>,
     pub(crate) pod: &'a PodState,
+    /// Whether volume pods of an earlier run are there: they have disks that the next pod opens itself.
+    pub(crate) volume_pods: bool,
     /// The history, with the present pod's end already in it.
     pub(crate) history: &'a History,
     pub(crate) now: Timestamp,
@@ -79,6 +81,8 @@ pub(crate) enum WaitCause {
     },
     /// The pod of a deleted VM of the same name.
     OtherPodGone,
+    /// Volume pods of an earlier run.
+    VolumePodsGone,
     /// Back-off after a failure.
     Backoff {
         /// When it ends.
@@ -108,6 +112,14 @@ pub(crate) enum StallCause {
 
 /// Decides what to do next.
 pub(crate) fn decide(facts: &Facts<'_>) -> Decision {
+    let decision = decide_about_pod(facts);
+    if decision == Decision::Create && facts.volume_pods {
+        return Decision::Wait(WaitCause::VolumePodsGone);
+    }
+    decision
+}
+
+fn decide_about_pod(facts: &Facts<'_>) -> Decision {
     if facts.vm_is_deleted {
         return Decision::Leave;
     }

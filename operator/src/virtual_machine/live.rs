@@ -1,6 +1,11 @@
-//! Pure: what is to be done about a VM that runs and whose spec was edited. [`super::changes`] and [`super::resize`] decide; here they meet.
+//! Pure: what is to be done about a VM that runs and whose spec was edited. [`super::changes`], [`super::resize`] and
+//! [`super::hotplug`] decide; here they meet.
 
-use crds::{Quantity, VirtualMachine, status::GuestTarget};
+use crds::{
+    Quantity, VirtualMachine,
+    status::{GuestTarget, TargetDisks},
+};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -8,6 +13,7 @@ use serde_json::{Value, json};
 use super::{
     changes::{self, Changes, Running},
     desired::{SPEC_ANNOTATION, resources::GuestSize, snapshot::Snapshot},
+    hotplug::{self, Plan, VolumePod},
     pod_state::{Phase, PodState},
     resize::{self, Answer, Kubelet, PodResources, Report, Step, Target},
     validate::ValidatedVm,
@@ -21,6 +27,8 @@ pub(crate) struct Live {
     pub(crate) step: Option<Step>,
     /// What its guest was last asked to have, if it was ever asked.
     pub(crate) target: Option<Target>,
+    /// What is to be done about disks that come and go; `None` while it does not run.
+    pub(crate) disks: Option<Plan>,
     /// What the API server said when it did not admit the pod's new size.
     pub(crate) rejected: Option<String>,
     /// What it said when it did not admit the pod's new labels or annotations.
@@ -40,7 +48,14 @@ pub(crate) enum Progress {
 
 impl Live {
     /// Looks at a VM and its pod; `None` where the pod does not say what it was made from, or has ended.
-    pub(crate) fn of(vm: &VirtualMachine, valid: &ValidatedVm, state: &PodState, pod: Option<&Pod>) -> Option<Self> {
+    pub(crate) fn of(
+        vm: &VirtualMachine,
+        valid: &ValidatedVm,
+        state: &PodState,
+        pod: Option<&Pod>,
+        volumes: &[VolumePod],
+        now: Timestamp,
+    ) -> Option<Self> {
         let own = state.own().filter(|own| own.deletion.is_none())?;
         let pod = pod?;
         let runs = match own.phase {
@@ -57,7 +72,8 @@ impl Live {
             },
             |target| target.size,
         );
-        let changes = changes::decide(&running, valid, held);
+        let of_run: Vec<VolumePod> = volumes.iter().filter(|it| it.run == own.uid).cloned().collect();
+        let changes = changes::decide(&running, valid, held, &of_run);
         let resources = PodResources::of(pod).filter(|_| runs);
         let step = resources.map(|resources| {
             resize::step(&resize::Facts {
@@ -68,10 +84,23 @@ impl Live {
                 guest: report(vm, &own.uid),
             })
         });
+        let status = vm.status.as_ref();
+        let guest = status.and_then(|status| status.guest.as_ref());
+        let disks = runs.then(|| {
+            hotplug::plan(&hotplug::Facts {
+                run: &own.uid,
+                wanted: &changes.plugged,
+                volumes: &of_run,
+                target: target_disks(vm, &own.uid),
+                guest: guest.filter(|guest| guest.pod_uid.as_ref() == Some(&own.uid)),
+                now,
+            })
+        });
         Some(Self {
             changes,
             step,
             target,
+            disks,
             rejected: None,
             metadata_rejected: None,
         })
@@ -94,6 +123,11 @@ impl Live {
         }
     }
 
+    /// Whether a disk is on its way in or out.
+    pub(crate) fn plugs(&self) -> bool {
+        self.disks.as_ref().is_some_and(|plan| !plan.pending.is_empty())
+    }
+
     /// The target that the status should have for the pod with this UID.
     pub(crate) fn target_status(&self, pod_uid: &str) -> Option<GuestTarget> {
         let target = match (self.target, &self.step) {
@@ -110,6 +144,12 @@ impl Live {
             memory_bytes: i64::try_from(target.size.memory_bytes).ok()?,
         })
     }
+}
+
+/// What the guest of this pod was last asked to have of disks.
+pub(crate) fn target_disks<'a>(vm: &'a VirtualMachine, pod_uid: &str) -> Option<&'a TargetDisks> {
+    let target = vm.status.as_ref()?.target_disks.as_ref()?;
+    (target.pod_uid == pod_uid).then_some(target)
 }
 
 /// What the guest of this pod was last asked to have. Where that was lost and the VMM has answered, the count goes on after its answer, and the guest

@@ -12,7 +12,9 @@ use kube::{Api, ResourceExt, api::ListParams, runtime::reflector::ObjectRef};
 
 use super::{
     ReconcileError,
-    pod_state::{OwnPod, Phase, PodState},
+    desired::{MANAGED_BY_LABEL, VOLUME_OF_LABEL},
+    hotplug::{VolumePhase, VolumePod},
+    pod_state::{OwnPod, Phase, PodState, Waiting},
     trouble::{self, Trouble},
 };
 use crate::context::Context;
@@ -29,6 +31,8 @@ pub(crate) struct Observed {
     pub(crate) pod: Option<Pod>,
     /// The same, read.
     pub(crate) state: PodState,
+    /// The VM's volume pods, of whichever run.
+    pub(crate) volumes: Vec<VolumePod>,
     /// What keeps the pod from running.
     pub(crate) trouble: Option<Trouble>,
     /// The instance type that the VM names, if there is one.
@@ -62,16 +66,74 @@ pub(crate) async fn observe(vm: &VirtualMachine, context: &Context) -> Result<Ob
         Some(own) => find_trouble(&namespace, own, context, now).await,
         None => None,
     };
+    let volumes = volumes(vm, pod.is_none(), context, now).await?;
     let node = state.own().and_then(|own| own.node.as_deref());
     Ok(Observed {
         cordoned: node.is_some_and(|node| context.stores.cordoned.get(&ObjectRef::new(node)).is_some()),
         pod,
         state,
+        volumes,
         trouble,
         instance_type: instance_type(vm, context).await?,
         budget: budget(vm, context).await?,
         now,
     })
+}
+
+/// The volume pods from the watch; but a VM that has run before gets its next pod only on fresh knowledge that there are none.
+async fn volumes(
+    vm: &VirtualMachine,
+    is_off: bool,
+    context: &Context,
+    now: Timestamp,
+) -> Result<Vec<VolumePod>, ReconcileError> {
+    let (name, namespace) = (vm.name_any(), vm.namespace().unwrap_or_default());
+    let restarts = vm.status.as_ref().and_then(|status| status.restarts.as_ref());
+    let has_run = restarts.is_some_and(|restarts| restarts.started_pod_uid.is_some());
+    let pods: Vec<Arc<Pod>> = if is_off && has_run {
+        let selector = format!("{VOLUME_OF_LABEL}={name},{}={}", MANAGED_BY_LABEL.0, MANAGED_BY_LABEL.1);
+        let listed = Api::<Pod>::namespaced(context.client.clone(), &namespace)
+            .list(&ListParams::default().labels(&selector))
+            .await;
+        let listed = listed.map_err(|source| ReconcileError::Read {
+            what: "volume pods of",
+            name: name.clone(),
+            source,
+        })?;
+        listed.items.into_iter().map(Arc::new).collect()
+    } else {
+        context.stores.volume_pods.get(&namespace, &name)
+    };
+    let mut volumes = Vec::new();
+    for pod in pods {
+        let Some(mut volume) = VolumePod::read(&pod, &name, None) else {
+            continue;
+        };
+        if volume.phase == VolumePhase::Pending(None) {
+            let status = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.container_statuses.as_ref());
+            let waiting = status
+                .and_then(|containers| containers.first()?.state.as_ref()?.waiting.as_ref())
+                .map(|waiting| Waiting {
+                    reason: waiting.reason.clone().unwrap_or_default(),
+                    message: waiting.message.clone().unwrap_or_default(),
+                });
+            let is_bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+            let trouble = if is_bound {
+                trouble_of(&namespace, &volume.uid, volume.created, waiting.as_ref(), context, now).await
+            } else {
+                None
+            };
+            if let Some(trouble) = trouble {
+                volume = VolumePod::read(&pod, &name, Some(&trouble.message)).unwrap_or(volume);
+            }
+        }
+        volumes.push(volume);
+    }
+    volumes.sort_by(|one, other| one.disk.cmp(&other.disk));
+    Ok(volumes)
 }
 
 /// The budget from the watch, which sees those that Tandem made; else, where one is to be made, from the API server.
@@ -120,22 +182,34 @@ async fn find_trouble(namespace: &str, pod: &OwnPod, context: &Context, now: Tim
         Phase::Starting { waiting } => waiting.as_ref(),
         Phase::Unscheduled { .. } | Phase::Running { .. } | Phase::Ended(_) | Phase::Unknown => return None,
     };
+    trouble_of(namespace, &pod.uid, pod.created, waiting, context, now).await
+}
+
+/// What keeps a pod that has a node from starting.
+async fn trouble_of(
+    namespace: &str,
+    uid: &str,
+    created: Timestamp,
+    waiting: Option<&Waiting>,
+    context: &Context,
+    now: Timestamp,
+) -> Option<Trouble> {
     if let Some(trouble) = waiting.and_then(trouble::of_waiting) {
         return Some(trouble);
     }
-    let patient = now.as_second() - pod.created.as_second() < PATIENCE_SECONDS;
+    let patient = now.as_second() - created.as_second() < PATIENCE_SECONDS;
     if patient || !trouble::needs_events(waiting) {
         return None;
     }
     let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
     let of_pod = ListParams::default()
-        .fields(&format!("involvedObject.uid={},type=Warning", pod.uid))
+        .fields(&format!("involvedObject.uid={uid},type=Warning"))
         .limit(MAX_EVENTS);
     match events.list(&of_pod).await {
         Ok(events) => trouble::of_events(&events.items),
         Err(error) => {
             // Events only explain; without them the VM is started as well.
-            tracing::warn!(%error, pod.uid, "failed to read the pod's events");
+            tracing::warn!(%error, uid, "failed to read the pod's events");
             None
         }
     }

@@ -15,7 +15,7 @@ use super::{
     desired::identity,
     eviction::{self, Protection},
     lifecycle::{Decision, RestCause},
-    live::Live,
+    live::{Live, target_disks},
     pod_state::{Phase, PodState},
     run_history::History,
     trouble::Trouble,
@@ -100,6 +100,11 @@ pub(crate) fn compute(input: &Input<'_>) -> VirtualMachineStatus {
             Some(live) => live.target_status(&pod.uid),
             // Nobody decided anew what the guest should have: what it was asked for stays, whatever has become of the spec.
             None => old.target.clone().filter(|target| target.pod_uid == pod.uid),
+        }),
+        target_disks: own.and_then(|pod| match input.live.map(|live| &live.disks) {
+            Some(Some(plan)) => plan.target.clone(),
+            // As above: what a guest has is not taken from it because of what became of its spec, or while it shuts down.
+            Some(None) | None => target_disks(input.vm, &pod.uid).cloned(),
         }),
         node_name: own.and_then(|pod| pod.node.clone()),
         pod_name: own.and(input.vm.metadata.name.clone()),

@@ -3,6 +3,8 @@
 mod decisions;
 mod evictions;
 mod fixtures;
+mod hotplug;
+mod hotplug_sequences;
 mod live_changes;
 mod pods;
 mod resizes;

@@ -18,6 +18,7 @@ use kube::{
     runtime::{
         Controller, WatchStreamExt,
         controller::{Action, Config},
+        events::Recorder,
         reflector::{self, ObjectRef},
         watcher,
     },
@@ -70,7 +71,7 @@ fn listed<K>() -> (Arc<AtomicBool>, impl FnMut(&watcher::Event<K>)) {
 }
 
 /// Runs the controller until `stopped` says so; what is under way is finished first.
-pub(crate) async fn run(client: Client, concurrency: u16, mut stopped: watch::Receiver<bool>) {
+pub(crate) async fn run(client: Client, recorder: Recorder, concurrency: u16, mut stopped: watch::Receiver<bool>) {
     let vms: Api<GuardedMember> = Api::all(client.clone());
     let (members, writer) = reflector::store();
     let (vms_listed, note) = listed();
@@ -93,6 +94,7 @@ pub(crate) async fn run(client: Client, concurrency: u16, mut stopped: watch::Re
         .filter_map(async |claim| set_of_claim(&claim.ok()?));
     let context = SetContext {
         client: client.clone(),
+        recorder,
         members,
         claims: known_claims,
         listed: [vms_listed, claims_listed],

@@ -12,7 +12,7 @@ use kube::api::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::{
-    Applied,
+    Applied, announce,
     claims::{self, Found, Owner, Present},
     member,
     plan::{Plan, Readiness, Replacement, plan},
@@ -239,4 +239,38 @@ fn a_member_is_available_when_it_was_ready_for_long_enough() {
     assert_eq!(readiness(70, 2, 30), Readiness::Available);
     assert_eq!(readiness(130, 2, 30), in_seconds(30), "a clock that goes wrong");
     assert_eq!(readiness(70, 1, 30), Readiness::NotReady, "of an older spec");
+}
+
+#[test]
+fn each_vm_has_events_of_its_own_and_a_refusal_one() {
+    let mut set = set(&json!({}));
+    let told = |set: &VirtualMachineSet, applied: &Applied| -> Vec<(String, Option<String>)> {
+        let events = announce::events(set, applied).into_iter();
+        let vm = |related: Option<k8s_openapi::api::core::v1::ObjectReference>| related.and_then(|vm| vm.name);
+        events.map(|event| (event.reason, vm(event.secondary))).collect()
+    };
+    let done = Applied {
+        made: vec!["web-a".to_owned(), "web-b".to_owned()],
+        deleted: vec!["web-c".to_owned()],
+        ..Applied::default()
+    };
+    let of = |reason: &str, vm: &str| (reason.to_owned(), Some(vm.to_owned()));
+    assert_eq!(
+        told(&set, &done),
+        [
+            of("SuccessfulCreate", "web-a"),
+            of("SuccessfulCreate", "web-b"),
+            of("SuccessfulDelete", "web-c")
+        ]
+    );
+    assert_eq!(told(&set, &Applied::default()), []);
+    let rejected = Applied {
+        rejected: Some("exceeded quota".to_owned()),
+        ..Applied::default()
+    };
+    assert_eq!(told(&set, &rejected), [("FailedCreate".to_owned(), None)]);
+    let wanted = member::wanted(&set);
+    let now = jiff::Timestamp::from_second(100).expect("a time");
+    set.status = Some(status::compute(&set, &wanted, &[], &Plan::default(), &rejected, now));
+    assert_eq!(told(&set, &rejected), [], "it was said before");
 }

@@ -142,7 +142,9 @@ impl Plugin {
 
     fn allocate_container(&self, ids: &[String]) -> Result<kubelet::device_plugin::ContainerAllocateResponse, Status> {
         let allocated = match self.resource {
-            Resource::Kvm => resource::allocate_kvm(&self.options.run_dir, self.options.max_vms, ids),
+            Resource::Kvm | Resource::Volumes => {
+                resource::allocate_socket(self.resource, &self.options.run_dir, self.options.most, ids)
+            }
             Resource::HostDevices => {
                 resource::allocate_host_devices(ids, |name| self.options.host_dev.join(name).exists())
             }
@@ -168,10 +170,10 @@ impl DevicePlugin for Plugin {
     }
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
-        let (resource, max_vms) = (self.resource, self.options.max_vms);
+        let (resource, most) = (self.resource, self.options.most);
         let lists = WatchStream::new(self.verdict.clone()).map(move |verdict| {
             Ok(ListAndWatchResponse {
-                devices: resource.devices(max_vms, &verdict),
+                devices: resource.devices(most, &verdict),
             })
         });
         Ok(Response::new(lists.boxed()))

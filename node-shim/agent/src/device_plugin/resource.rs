@@ -1,4 +1,4 @@
-//! The two extended resources: their devices and what an allocation gives. Pure but for looking at the node's `/dev`.
+//! The three extended resources: their devices and what an allocation gives. Pure but for looking at the node's `/dev`.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,6 +7,7 @@ use std::path::Path;
 
 use node_shim_protocol::paths::AGENT_DIR;
 
+use super::Most;
 use super::health::Verdict;
 use crate::kubelet::device_plugin::{ContainerAllocateResponse, Device, DeviceSpec, HEALTHY, Mount, UNHEALTHY};
 use crate::node_paths::RunDir;
@@ -23,6 +24,8 @@ const HOST_DEVICE_IDS: [&str; 2] = ["agent-0", "agent-1"];
 pub(super) enum Resource {
     /// One per VM: the directory with its socket, and no device at all.
     Kvm,
+    /// One per volume pod, as `Kvm`: offered where VMs can be.
+    Volumes,
     /// For `node-agent serve`: the node's devices.
     HostDevices,
 }
@@ -44,13 +47,14 @@ pub(super) enum AllocationError {
 }
 
 impl Resource {
-    /// Both.
-    pub(super) const ALL: [Self; 2] = [Self::Kvm, Self::HostDevices];
+    /// All.
+    pub(super) const ALL: [Self; 3] = [Self::Kvm, Self::Volumes, Self::HostDevices];
 
     /// Name of the extended resource.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Kvm => crate::KVM_RESOURCE,
+            Self::Volumes => crate::VOLUME_RESOURCE,
             Self::HostDevices => "tandem.dev/host-devices",
         }
     }
@@ -59,25 +63,25 @@ impl Resource {
     pub(super) const fn endpoint(self) -> &'static str {
         match self {
             Self::Kvm => "tandem-kvm.sock",
+            Self::Volumes => "tandem-volumes.sock",
             Self::HostDevices => "tandem-host-devices.sock",
         }
     }
 
     /// The devices that the kubelet is told of.
-    pub(super) fn devices(self, max_vms: u16, verdict: &Verdict) -> Vec<Device> {
+    pub(super) fn devices(self, most: Most, verdict: &Verdict) -> Vec<Device> {
         match self {
-            Self::Kvm => {
+            Self::Kvm | Self::Volumes => {
                 let health = match verdict {
                     Verdict::Works => HEALTHY,
                     Verdict::Unknown | Verdict::Broken(_) => UNHEALTHY,
                     Verdict::Absent => return Vec::new(),
                 };
-                (0..max_vms)
-                    .map(|index| Device {
-                        id: kvm_device_id(index),
-                        health: health.into(),
-                    })
-                    .collect()
+                let device = |id| Device {
+                    id,
+                    health: health.into(),
+                };
+                self.ids(most).map(device).collect()
             }
             Self::HostDevices => HOST_DEVICE_IDS
                 .map(|id| Device {
@@ -88,28 +92,49 @@ impl Resource {
                 .collect(),
         }
     }
+
+    /// Ids of the devices that have a socket.
+    fn ids(self, most: Most) -> impl Iterator<Item = String> {
+        let (count, prefix) = match self {
+            Self::Kvm => (most.vms, ""),
+            Self::Volumes => (most.volumes, VOLUME_PREFIX),
+            Self::HostDevices => (0, ""),
+        };
+        (0..count).map(move |index| format!("{prefix}{index}"))
+    }
 }
 
-/// The id of the device with this number.
-pub(super) fn kvm_device_id(index: u16) -> String {
-    index.to_string()
+/// What an id of `tandem.dev/volumes` begins with: the directories of all ids are beside each other.
+const VOLUME_PREFIX: &str = "volume-";
+
+/// Ids of every device that has a socket.
+pub(super) fn sockets(most: Most) -> impl Iterator<Item = String> {
+    Resource::ALL.into_iter().flat_map(move |resource| resource.ids(most))
 }
 
-/// What a container gets that was given `ids` of `tandem.dev/kvm`.
-pub(super) fn allocate_kvm(
+/// The extended resource that a device with a socket is of.
+pub(crate) fn resource_of(id: &str) -> &'static str {
+    if id.starts_with(VOLUME_PREFIX) {
+        Resource::Volumes.name()
+    } else {
+        Resource::Kvm.name()
+    }
+}
+
+/// What a container gets that was given `ids` of a resource whose devices have sockets.
+pub(super) fn allocate_socket(
+    resource: Resource,
     run_dir: &RunDir,
-    max_vms: u16,
+    most: Most,
     ids: &[String],
 ) -> Result<ContainerAllocateResponse, AllocationError> {
     let [id] = ids else {
         return Err(AllocationError::Count {
-            resource: Resource::Kvm.name(),
+            resource: resource.name(),
             count: ids.len(),
         });
     };
-    let known = id
-        .parse::<u16>()
-        .is_ok_and(|index| index < max_vms && kvm_device_id(index) == *id);
+    let known = resource.ids(most).any(|known| known == *id);
     let host_path = run_dir.device(id);
     match host_path.to_str() {
         Some(host_path) if known => Ok(ContainerAllocateResponse {
@@ -164,15 +189,35 @@ pub(super) fn make_device_directory(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    const MOST: Most = Most { vms: 110, volumes: 2 };
+
     fn ids(ids: &[&str]) -> Vec<String> {
         ids.iter().map(ToString::to_string).collect()
+    }
+
+    fn allocate(resource: Resource, devices: &[&str]) -> Result<ContainerAllocateResponse, AllocationError> {
+        allocate_socket(resource, &RunDir::new("/run/tandem"), MOST, &ids(devices))
+    }
+
+    #[test]
+    fn volumes_are_offered_where_vms_can_be_and_have_directories_of_their_own() {
+        let count = |verdict| Resource::Volumes.devices(MOST, &verdict).len();
+        assert_eq!((count(Verdict::Works), count(Verdict::Absent)), (2, 0));
+        let allocated = allocate(Resource::Volumes, &["volume-1"]).unwrap();
+        assert_eq!(allocated.mounts[0].host_path, "/run/tandem/devices/volume-1");
+        let all: Vec<_> = sockets(Most { vms: 1, volumes: 2 }).collect();
+        assert_eq!(all, ["0", "volume-0", "volume-1"]);
+        assert_eq!(
+            all.iter().map(|id| resource_of(id)).collect::<Vec<_>>(),
+            ["tandem.dev/kvm", "tandem.dev/volumes", "tandem.dev/volumes"]
+        );
     }
 
     #[test]
     fn kvm_devices_follow_the_verdict() {
         let healths = |verdict| -> Vec<String> {
             Resource::Kvm
-                .devices(2, &verdict)
+                .devices(Most { vms: 2, ..MOST }, &verdict)
                 .into_iter()
                 .map(|device| device.id + " " + &device.health)
                 .collect()
@@ -194,14 +239,14 @@ mod tests {
             Verdict::Broken(String::new()),
             Verdict::Works,
         ] {
-            let devices = Resource::HostDevices.devices(0, &verdict);
+            let devices = Resource::HostDevices.devices(MOST, &verdict);
             assert_eq!(devices.iter().filter(|device| device.health == HEALTHY).count(), 2);
         }
     }
 
     #[test]
     fn a_vm_gets_its_directory_read_only_and_no_device() {
-        let allocated = allocate_kvm(&RunDir::new("/run/tandem"), 110, &ids(&["17"])).unwrap();
+        let allocated = allocate(Resource::Kvm, &["17"]).unwrap();
         let mount = Mount {
             container_path: "/run/tandem".into(),
             host_path: "/run/tandem/devices/17".into(),
@@ -219,15 +264,19 @@ mod tests {
 
     #[test]
     fn ids_that_are_not_ours_are_refused() {
-        let run_dir = RunDir::new("/run/tandem");
-        for id in ["110", "-1", "007", "../0", "", "65536"] {
+        for id in ["110", "-1", "007", "../0", "", "65536", "volume-0"] {
             assert_eq!(
-                allocate_kvm(&run_dir, 110, &ids(&[id])),
+                allocate(Resource::Kvm, &[id]),
                 Err(AllocationError::UnknownDevice(id.into()))
             );
         }
-        assert!(allocate_kvm(&run_dir, 110, &ids(&["1", "2"])).is_err());
-        assert!(allocate_kvm(&run_dir, 110, &[]).is_err());
+        for id in ["volume-2", "0", "volume-", "volume-00"] {
+            assert!(allocate(Resource::Volumes, &[id]).is_err(), "{id}");
+        }
+        for resource in [Resource::Kvm, Resource::Volumes] {
+            assert!(allocate(resource, &["1", "2"]).is_err());
+            assert!(allocate(resource, &[]).is_err());
+        }
         assert!(allocate_host_devices(&ids(&["0"]), |_| true).is_err());
     }
 

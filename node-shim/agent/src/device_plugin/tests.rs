@@ -61,7 +61,7 @@ impl Kubelet {
 
     async fn registrations(&mut self) -> Vec<RegisterRequest> {
         let mut requests = Vec::new();
-        for _ in 0..2 {
+        for _ in 0..3 {
             requests.push(
                 tokio::time::timeout(PATIENCE, self.registered.recv())
                     .await
@@ -69,7 +69,8 @@ impl Kubelet {
                     .unwrap(),
             );
         }
-        requests.sort_by(|a, b| b.resource_name.cmp(&a.resource_name));
+        let order = ["tandem.dev/kvm", "tandem.dev/host-devices", "tandem.dev/volumes"];
+        requests.sort_by_key(|request| order.iter().position(|name| *name == request.resource_name));
         requests
     }
 }
@@ -96,7 +97,7 @@ impl Node {
             run_dir: RunDir::new(self.directory.path().join("run")),
             kubelet_dir: KubeletDir::new(self.directory.path().join("kubelet")),
             host_dev: self.directory.path().join("dev"),
-            max_vms: 3,
+            most: super::Most { vms: 3, volumes: 2 },
         }
     }
 
@@ -147,18 +148,25 @@ fn one_container(id: &str) -> AllocateRequest {
 }
 
 #[tokio::test]
-async fn it_registers_both_resources_and_allocates() {
+async fn it_registers_its_resources_and_allocates() {
     let node = Node::new(true);
     let mut kubelet = Kubelet::start(&node.plugins());
     let plugin = tokio::spawn(run(node.options()));
     let _reporter = node.report("{\"kvm\":{\"ok\":true}}\n").await;
 
-    let [kvm, host]: [RegisterRequest; 2] = kubelet.registrations().await.try_into().unwrap();
+    let [kvm, host, volumes]: [RegisterRequest; 3] = kubelet.registrations().await.try_into().unwrap();
     assert_eq!(
         (kvm.resource_name.as_str(), kvm.version.as_str()),
         ("tandem.dev/kvm", "v1beta1")
     );
     assert_eq!(host.resource_name, "tandem.dev/host-devices");
+    assert_eq!(volumes.resource_name, "tandem.dev/volumes");
+    let mut client = node.client(&volumes.endpoint).await;
+    let mut lists = client.list_and_watch(Empty {}).await.unwrap().into_inner();
+    assert_eq!(next_list(&mut lists).await, ["volume-0 Healthy", "volume-1 Healthy"]);
+    let allocated = client.allocate(one_container("volume-1")).await.unwrap().into_inner();
+    let path = &allocated.container_responses[0].mounts[0].host_path;
+    assert!(path.ends_with("devices/volume-1") && Path::new(path).is_dir(), "{path}");
 
     let mut client = node.client(&kvm.endpoint).await;
     let options = client.get_device_plugin_options(Empty {}).await.unwrap().into_inner();
@@ -253,7 +261,7 @@ async fn a_node_without_kvm_still_lets_the_agent_run() {
     let node = Node::new(false);
     let mut kubelet = Kubelet::start(&node.plugins());
     let plugin = tokio::spawn(run(node.options()));
-    let [kvm, host]: [RegisterRequest; 2] = kubelet.registrations().await.try_into().unwrap();
+    let [kvm, host, _volumes]: [RegisterRequest; 3] = kubelet.registrations().await.try_into().unwrap();
     let mut lists = node
         .client(&kvm.endpoint)
         .await

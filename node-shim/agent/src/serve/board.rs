@@ -4,7 +4,11 @@
 //! A guest is known by the pod that the kubelet gave its device to, and by that pod's UID; a VirtualMachine by the `status.podName` and
 //! `status.podUID` that the operator wrote. `status.guest` is left as it is when a VM ends: its `podUID` says which run it speaks of.
 
+#[cfg(test)]
+mod disk_tests;
+mod disks;
 mod fields;
+mod lenders;
 mod orders;
 #[cfg(test)]
 mod resize_tests;
@@ -15,11 +19,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crds::VirtualMachine;
-use node_shim_protocol::agent::{GuestState, GuestStatus, Resize};
+use node_shim_protocol::agent::{DISKS_VERSION, GuestState, GuestStatus, Resize};
 
 use super::identity::PodName;
 use super::report::{ConnectionId, PodId, Report, What};
+use disks::Disks;
+pub(super) use disks::{DiskOrder, Wanted as WantedDisk};
 pub(super) use fields::Fields;
+use lenders::Lenders;
 use orders::{Next, Orders};
 
 /// Least time between two writes to one VirtualMachine; what happens in between is written together.
@@ -60,6 +67,10 @@ pub(super) struct Due {
     pub(super) writes: Vec<Write>,
     /// To be asked for; counted as asked from now on.
     pub(super) orders: Vec<(ConnectionId, Resize)>,
+    /// As `orders`, of disks.
+    pub(super) disks: Vec<(ConnectionId, DiskOrder)>,
+    /// Lenders that are to be told that their disk is back.
+    pub(super) returned: Vec<ConnectionId>,
     /// When something is due next, if nothing happens.
     pub(super) next: Option<Instant>,
 }
@@ -83,6 +94,9 @@ struct Guest {
     status: Option<GuestStatus>,
     changed_at: Instant,
     orders: Orders,
+    disks: Disks,
+    /// Version of the protocol that its shim speaks.
+    version: u32,
 }
 
 /// A VirtualMachine of this node.
@@ -92,6 +106,8 @@ struct Vm {
     pod: PodId,
     /// What its guest shall have.
     wanted: Option<Resize>,
+    /// What of disks it shall have; `None` where nobody says.
+    disks: Option<Vec<WantedDisk>>,
     written: Fields,
     written_at: Option<Instant>,
     in_flight: Option<Fields>,
@@ -104,38 +120,62 @@ struct Vm {
 pub(super) struct Board {
     guests: BTreeMap<PodId, Guest>,
     vms: BTreeMap<VmName, Vm>,
+    lenders: Lenders,
 }
 
 impl Board {
+    /// Of an agent that has just started: guests that its predecessor served have yet to say what they have.
+    pub(super) fn begin(now: Instant) -> Self {
+        Self {
+            lenders: Lenders::begin(now),
+            ..Self::default()
+        }
+    }
+
     /// A conversation said something. An older one of the same pod is not listened to any more.
     pub(super) fn report(&mut self, report: Report, now: Instant) {
         let Report { pod, connection, what } = report;
         let known = self.guests.get_mut(&pod).filter(|known| known.connection == connection);
         match (what, known) {
-            (What::Connected(_), _) => self.connect(pod, connection, now),
+            (What::Connected(link), _) => self.connect(pod, connection, link.version, now),
+            (What::Lent(_), _) => self.lenders.lend(pod, connection),
+            (What::Withdrawn, _) => self.lenders.withdraw(&pod, connection),
             (What::Guest(status), Some(known)) => known.says(status, now),
             (What::Resized(resized), Some(known)) => {
                 known.orders.answered(&resized, now);
                 known.says(resized.status, now);
             }
-            (What::HungUp, Some(_)) => {
-                self.guests.remove(&pod);
+            (What::Plugged(plugged), Some(known)) => {
+                known.disks.answered(&plugged, now);
+                known.says(plugged.status, now);
             }
-            (What::Guest(_) | What::Resized(_) | What::HungUp, None) => {}
+            (What::HungUp, Some(_)) => {
+                if let Some(guest) = self.guests.remove(&pod) {
+                    let had = guest.status.map(|status| status.disks).unwrap_or_default();
+                    let may_have = had.into_iter().chain(guest.disks.asked());
+                    self.lenders.guest_left(&pod.name.namespace, may_have, now);
+                }
+            }
+            (What::HungUp, None) => self.lenders.hang_up(&pod, connection),
+            (What::Guest(_) | What::Resized(_) | What::Plugged(_), None) => {}
         }
     }
 
     /// What the pod's last conversation said is remembered; what it was asked for may not have arrived.
-    fn connect(&mut self, pod: PodId, connection: ConnectionId, now: Instant) {
+    fn connect(&mut self, pod: PodId, connection: ConnectionId, version: u32, now: Instant) {
         let guest = self.guests.entry(pod).or_insert(Guest {
             connection,
             status: None,
             changed_at: now,
             orders: Orders::default(),
+            disks: Disks::default(),
+            version,
         });
         if guest.connection < connection {
             guest.connection = connection;
             guest.orders = Orders::default();
+            guest.disks = Disks::default();
+            guest.version = version;
         }
     }
 
@@ -149,6 +189,7 @@ impl Board {
             return;
         };
         let wanted = fields::wanted(vm, &pod_uid);
+        let disks = fields::wanted_disks(vm, &pod_uid);
         let pod = PodId {
             name: PodName {
                 namespace: name.namespace.clone(),
@@ -164,6 +205,7 @@ impl Board {
                     known.wanted = wanted;
                 }
                 known.pod = pod;
+                known.disks = disks;
                 // What was written is remembered and not read, for the same reason; what this agent's predecessor wrote is read.
                 if known.written_at.is_none() && known.in_flight.is_none() {
                     known.written = Fields::of(vm);
@@ -174,6 +216,7 @@ impl Board {
                     uid,
                     pod,
                     wanted,
+                    disks,
                     written: Fields::of(vm),
                     written_at: None,
                     in_flight: None,
@@ -216,7 +259,22 @@ impl Board {
                 }
             }
             let Some(status) = &guest.status else { continue };
-            let fields = Fields::new(status, &vm.pod.uid, &vm.written, guest.orders.answer());
+            let facts = disks::Facts {
+                has: &status.disks,
+                wanted: vm.disks.as_deref(),
+                can: guest.version >= DISKS_VERSION,
+            };
+            match guest.disks.next(facts, |lender| self.lenders.lends(lender), now) {
+                disks::Next::Nothing => {}
+                disks::Next::AskAt(next) => at(next),
+                disks::Next::Ask(order) => {
+                    guest.disks.ask(order.clone());
+                    due.disks.push((guest.connection, order));
+                }
+            }
+            guest.disks.forget(facts);
+            let refused = guest.disks.refused(facts);
+            let fields = Fields::new(status, &vm.pod.uid, &vm.written, guest.orders.answer(), refused);
             if vm.in_flight.is_some() || vm.written == fields {
                 continue;
             }
@@ -233,6 +291,11 @@ impl Board {
             }
             // Else the end of a write makes room.
         }
+        let guests = &self.guests;
+        let has = |lender: &PodId| guests.iter().any(|(pod, guest)| guest.may_have(pod, lender));
+        let (returned, next) = self.lenders.returned(has, now);
+        due.returned = returned;
+        due.next = due.next.into_iter().chain(next).min();
         due
     }
 
@@ -262,6 +325,13 @@ impl Board {
 }
 
 impl Guest {
+    /// Whether the guest of `pod` has what a volume pod lends, or may have it by now.
+    fn may_have(&self, pod: &PodId, lender: &PodId) -> bool {
+        let has = self.status.iter().flat_map(|status| &status.disks);
+        let has = has.filter(|_| pod.name.namespace == lender.name.namespace);
+        has.into_iter().any(|disk| disk.lender == lender.uid) || self.disks.may_have(lender)
+    }
+
     fn says(&mut self, status: GuestStatus, now: Instant) {
         if self.status.as_ref() != Some(&status) {
             self.status = Some(status);

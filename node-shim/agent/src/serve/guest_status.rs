@@ -1,5 +1,5 @@
 //! Writes what the guests do into `status.guest` and `status.acknowledgedTarget` of their VirtualMachines, by server-side apply of these fields
-//! alone, and hands `status.target` to the conversation with the guest's VMM.
+//! alone, and hands `status.target` and the disks of `status.targetDisks` to the conversation with the guest's VMM.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client, Resource};
-use node_shim_protocol::agent::Resize;
+use node_shim_protocol::agent::{AttachDisk, Resize};
 use serde_json::json;
-use tokio::sync::{mpsc, watch as latest};
+use tokio::sync::mpsc;
 
-use super::board::{Board, Fields, Outcome, VmName, Write, vm_name};
-use super::report::{ConnectionId, Report, What};
+use super::board::{Board, DiskOrder, Fields, Outcome, VmName, WantedDisk, Write, vm_name};
+use super::report::{ConnectionId, DiskQuestion, LenderLink, PodId, Report, ShimLink, What};
 
 /// Longest time for one write.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -33,7 +33,7 @@ pub(super) async fn run(
     let of_node = watcher::Config::default().fields(&format!("status.nodeName={node_name}"));
     let events = watch(Api::<VirtualMachine>::all(client.clone()), of_node).default_backoff();
     let mut events = std::pin::pin!(events);
-    let mut board = Board::default();
+    let mut board = Board::begin(Instant::now());
     let mut conversations = Conversations::default();
     let mut listed = BTreeSet::new();
     let mut writing = FuturesUnordered::new();
@@ -41,6 +41,12 @@ pub(super) async fn run(
         let due = board.due(Instant::now(), CONCURRENT_WRITES - writing.len());
         for (connection, resize) in due.orders {
             conversations.ask(connection, resize);
+        }
+        for (connection, order) in due.disks {
+            conversations.ask_disk(connection, order);
+        }
+        for connection in due.returned {
+            conversations.give_back(connection);
         }
         writing.extend(due.writes.into_iter().map(|write| apply(&client, write)));
         let next = due.next;
@@ -63,27 +69,63 @@ pub(super) async fn run(
     }
 }
 
-/// Where sizes for guests go.
+/// Where sizes and disks for guests go, and where disks come from.
 #[derive(Default)]
-struct Conversations(BTreeMap<ConnectionId, latest::Sender<Option<Resize>>>);
+struct Conversations {
+    shims: BTreeMap<ConnectionId, ShimLink>,
+    lenders: BTreeMap<ConnectionId, (PodId, LenderLink)>,
+}
 
 impl Conversations {
     fn follow(&mut self, report: &Report) {
         match &report.what {
-            What::Connected(sizes) => {
-                self.0.insert(report.connection, sizes.clone());
+            What::Connected(link) => {
+                self.shims.insert(report.connection, link.clone());
+            }
+            What::Lent(link) => {
+                let lender = (report.pod.clone(), link.clone());
+                self.lenders.insert(report.connection, lender);
             }
             What::HungUp => {
-                self.0.remove(&report.connection);
+                self.shims.remove(&report.connection);
+                self.lenders.remove(&report.connection);
             }
-            What::Guest(_) | What::Resized(_) => {}
+            What::Guest(_) | What::Resized(_) | What::Plugged(_) | What::Withdrawn => {}
         }
     }
 
     /// A size that was not sent yet is overtaken. One that ends will say so, and the next one of the pod is asked anew.
     fn ask(&self, connection: ConnectionId, resize: Resize) {
-        if let Some(sizes) = self.0.get(&connection) {
-            sizes.send_replace(Some(resize));
+        if let Some(shim) = self.shims.get(&connection) {
+            shim.sizes.send_replace(Some(resize));
+        }
+    }
+
+    fn ask_disk(&self, connection: ConnectionId, order: DiskOrder) {
+        let question = match order {
+            DiskOrder::Detach(name) => DiskQuestion::Detach(name),
+            DiskOrder::Attach(WantedDisk { name, lender }) => {
+                // The board knows of no lender that is not here; of two conversations of a pod the later one counts.
+                let link = self.lenders.values().rev().find(|(pod, _)| *pod == lender);
+                let Some((_, LenderLink { options, disk, .. })) = link else {
+                    return tracing::error!(disk = name, %lender, "nobody lends this disk: a defect");
+                };
+                let request = AttachDisk {
+                    name,
+                    lender: lender.uid,
+                    options: options.clone(),
+                };
+                DiskQuestion::Attach(request, disk.clone())
+            }
+        };
+        if let Some(shim) = self.shims.get(&connection) {
+            shim.disks.send_replace(Some(question));
+        }
+    }
+
+    fn give_back(&self, connection: ConnectionId) {
+        if let Some((_, lender)) = self.lenders.get(&connection) {
+            lender.returned.send_replace(true);
         }
     }
 }
@@ -146,6 +188,7 @@ fn patch(write: &Write) -> serde_json::Value {
 mod tests {
     use crds::guest;
     use crds::status::AcknowledgedTarget;
+    use tokio::sync::watch as latest;
 
     use super::super::identity::PodName;
     use super::super::report::PodId;
@@ -207,9 +250,14 @@ mod tests {
             vcpus: 2,
             memory_bytes: 1 << 30,
         };
-        let (sender, mut sizes) = latest::channel(None);
+        let (sizes_to, mut sizes) = latest::channel(None);
+        let (disks_to, _) = latest::channel(None);
         let mut conversations = Conversations::default();
-        conversations.follow(&report(What::Connected(sender)));
+        conversations.follow(&report(What::Connected(ShimLink {
+            version: node_shim_protocol::agent::VERSION,
+            sizes: sizes_to,
+            disks: disks_to,
+        })));
         conversations.ask(ConnectionId(7), size(1));
         conversations.ask(ConnectionId(8), size(9));
         conversations.ask(ConnectionId(7), size(2));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::KVM_RESOURCE;
+use crate::device_plugin::resource;
 use crate::kubelet::pod_resources::pod_resources_lister_client::PodResourcesListerClient;
 use crate::kubelet::pod_resources::{ListPodResourcesRequest, ListPodResourcesResponse};
 use crate::kubelet::{self};
@@ -43,10 +43,10 @@ pub(super) enum IdentityError {
     #[error("the kubelet refused to list its pods' devices: {}", .0.message())]
     List(Box<tonic::Status>),
     /// Nobody has the device.
-    #[error("the kubelet knows no pod with the device {KVM_RESOURCE} {0}")]
+    #[error("the kubelet knows no pod with the device {resource} {0}", resource = resource::resource_of(.0))]
     NotAllocated(String),
     /// Two have it.
-    #[error("the kubelet lists the device {KVM_RESOURCE} {device} for both {first} and {second}")]
+    #[error("the kubelet lists the device {resource} {device} for both {first} and {second}", resource = resource::resource_of(.device))]
     Ambiguous {
         /// The device's id.
         device: String,
@@ -85,10 +85,11 @@ async fn look(socket: &Path, device: &str) -> Result<PodName, IdentityError> {
 }
 
 fn find(list: &ListPodResourcesResponse, device: &str) -> Result<PodName, IdentityError> {
+    let resource = resource::resource_of(device);
     let has_device = |pod: &&kubelet::pod_resources::PodResources| {
         let devices = pod.containers.iter().flat_map(|container| &container.devices);
         devices
-            .filter(|devices| devices.resource_name == KVM_RESOURCE)
+            .filter(|devices| devices.resource_name == resource)
             .any(|devices| devices.device_ids.iter().any(|id| id == device))
     };
     let mut pods = list.pod_resources.iter().filter(has_device);
@@ -110,6 +111,8 @@ fn find(list: &ListPodResourcesResponse, device: &str) -> Result<PodName, Identi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::KVM_RESOURCE;
+    use crate::VOLUME_RESOURCE;
     use crate::kubelet::pod_resources::{ContainerDevices, ContainerResources, PodResources};
 
     fn pod(name: &str, resource: &str, ids: &[&str]) -> PodResources {
@@ -135,10 +138,14 @@ mod tests {
                 pod("gpu", "example.com/gpu", &["7"]),
                 pod("web", KVM_RESOURCE, &["7"]),
                 pod("db", KVM_RESOURCE, &["70"]),
+                pod("db.data", VOLUME_RESOURCE, &["volume-7"]),
+                pod("odd", KVM_RESOURCE, &["volume-8"]),
             ],
         };
         assert_eq!(find(&list, "7").unwrap().to_string(), "default/web");
         assert_eq!(find(&list, "70").unwrap().to_string(), "default/db");
+        assert_eq!(find(&list, "volume-7").unwrap().to_string(), "default/db.data");
+        assert!(matches!(find(&list, "volume-8"), Err(IdentityError::NotAllocated(_))));
         assert!(matches!(find(&list, "0"), Err(IdentityError::NotAllocated(_))));
     }
 

@@ -135,12 +135,18 @@ fn send_now(socket: &OwnedFd, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
 /// The request in a packet. What only says a version that is not ours is a `Hello` of that version, so that it is refused for it.
 fn parse(packet: &[u8]) -> Result<Request, PacketError> {
     serde_json::from_slice(packet).or_else(|error| match serde_json::from_slice(packet) {
-        Ok(AnyFirst::Hello { version } | AnyFirst::Resume { version }) if version != VERSION => Ok(Request::Hello {
-            version,
-            pod_uid: String::new(),
-            interfaces: Vec::new(),
-        }),
-        Ok(AnyFirst::Hello { .. } | AnyFirst::Resume { .. }) | Err(_) => Err(PacketError::Malformed(error)),
+        Ok(AnyFirst::Hello { version } | AnyFirst::Resume { version } | AnyFirst::Lend { version })
+            if version != VERSION =>
+        {
+            Ok(Request::Hello {
+                version,
+                pod_uid: String::new(),
+                interfaces: Vec::new(),
+            })
+        }
+        Ok(AnyFirst::Hello { .. } | AnyFirst::Resume { .. } | AnyFirst::Lend { .. }) | Err(_) => {
+            Err(PacketError::Malformed(error))
+        }
     })
 }
 
@@ -150,6 +156,7 @@ fn parse(packet: &[u8]) -> Result<Request, PacketError> {
 enum AnyFirst {
     Hello { version: u32 },
     Resume { version: u32 },
+    Lend { version: u32 },
 }
 
 #[cfg(test)]
@@ -158,7 +165,9 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsFd;
 
-    use node_shim_protocol::agent::{GuestState, GuestStatus, InterfaceBinding, InterfaceRequest, Resized};
+    use node_shim_protocol::agent::{
+        DiskOptions, GuestState, GuestStatus, InterfaceBinding, InterfaceRequest, Plugged, PluggedDisk, Resized,
+    };
     use node_shim_protocol::control::{Failure, FailureKind};
     use proptest::prelude::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -251,8 +260,9 @@ mod tests {
             Just(GuestState::Running),
             Just(GuestState::PoweringOff)
         ];
-        let status = (state, any::<(u64, u32, u64, u64, Option<String>, Option<String>)>()).prop_map(
-            |(state, (boot_time_ms, vcpus, memory_bytes, resets, kernel, hindrance))| GuestStatus {
+        let texts = any::<(Option<String>, Option<String>, Vec<(String, String)>)>();
+        let status = (state, any::<(u64, u32, u64, u64)>(), texts).prop_map(
+            |(state, (boot_time_ms, vcpus, memory_bytes, resets), (kernel, hindrance, disks))| GuestStatus {
                 state,
                 boot_time_ms,
                 vcpus,
@@ -260,6 +270,10 @@ mod tests {
                 resets,
                 kernel,
                 hindrance,
+                disks: disks
+                    .into_iter()
+                    .map(|(name, lender)| PluggedDisk { name, lender })
+                    .collect(),
             },
         );
         let failure = any::<Option<String>>().prop_map(|message| {
@@ -286,6 +300,19 @@ mod tests {
                 failure,
                 status
             })),
+            (any::<String>(), any::<Option<String>>(), status.clone()).prop_map(|(name, message, status)| {
+                let kind = FailureKind::Invalid;
+                let failure = message.map(|message| Failure { kind, message });
+                Request::Plugged(Plugged { name, failure, status })
+            }),
+            (any::<u32>(), any::<String>(), any::<Option<String>>()).prop_map(|(version, pod_uid, serial)| {
+                let disk = DiskOptions {
+                    serial,
+                    ..DiskOptions::default()
+                };
+                Request::Lend { version, pod_uid, disk }
+            }),
+            Just(Request::Withdraw),
             status.prop_map(Request::Status),
         ]
     }

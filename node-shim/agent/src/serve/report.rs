@@ -1,12 +1,15 @@
 //! What the conversations with shims tell the rest of the agent, and what of that can be believed.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use node_shim_protocol::agent::{
-    FAILURE_MAX_BYTES, GuestStatus, HINDRANCE_MAX_BYTES, KERNEL_MAX_BYTES, POD_UID_MAX_BYTES, Resize, Resized,
+    AttachDisk, DISK_NAME_MAX_BYTES, DiskOptions, FAILURE_MAX_BYTES, GuestStatus, HINDRANCE_MAX_BYTES,
+    KERNEL_MAX_BYTES, PLUGGED_DISKS_MAX, POD_UID_MAX_BYTES, Plugged, Resize, Resized,
 };
 use tokio::sync::watch;
 
@@ -50,11 +53,58 @@ pub(super) struct Report {
     pub(super) what: What,
 }
 
+/// A conversation with a shim.
+#[derive(Clone, Debug)]
+pub(super) struct ShimLink {
+    /// Version of the protocol that the shim speaks.
+    pub(super) version: u32,
+    /// Where sizes go. The last one counts.
+    pub(super) sizes: watch::Sender<Option<Resize>>,
+    /// Where questions about disks go. The next one comes when the last is answered.
+    pub(super) disks: watch::Sender<Option<DiskQuestion>>,
+}
+
+/// A question about a disk.
+#[derive(Clone, Debug)]
+pub(super) enum DiskQuestion {
+    /// That the guest gets it.
+    Attach(AttachDisk, Arc<OwnedFd>),
+    /// That it gives it up.
+    Detach(String),
+}
+
+impl DiskQuestion {
+    /// The disk's name.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Attach(disk, _) => &disk.name,
+            Self::Detach(name) => name,
+        }
+    }
+}
+
+/// A conversation with a volume pod.
+#[derive(Clone, Debug)]
+pub(super) struct LenderLink {
+    /// How its disk is to be used.
+    pub(super) options: DiskOptions,
+    /// Its disk. Nothing is done with it here but that it is passed on.
+    pub(super) disk: Arc<OwnedFd>,
+    /// Set when the disk is back.
+    pub(super) returned: watch::Sender<bool>,
+}
+
 /// What can be said.
 #[derive(Clone, Debug)]
 pub(super) enum What {
-    /// The conversation has begun: sizes for the guest can be sent. The last one counts.
-    Connected(watch::Sender<Option<Resize>>),
+    /// The conversation with a shim has begun: it can be asked.
+    Connected(ShimLink),
+    /// A volume pod lends its disk.
+    Lent(LenderLink),
+    /// It wants it back.
+    Withdrawn,
+    /// The answer about a disk.
+    Plugged(Plugged),
     /// What the guest does.
     Guest(GuestStatus),
     /// The answer to a size.
@@ -73,13 +123,34 @@ pub(super) fn is_plausible(status: &GuestStatus) -> bool {
         resets,
         kernel,
         hindrance,
+        disks,
     } = status;
+    let is_disk_name = |name: &str| is_line(name, DISK_NAME_MAX_BYTES) && !name.is_empty();
+    let names_are_unique = disks
+        .iter()
+        .enumerate()
+        .all(|(index, disk)| disks.iter().take(index).all(|other| other.name != disk.name));
     boot_time(*boot_time_ms).is_some()
         && i32::try_from(*vcpus).is_ok()
         && i64::try_from(*memory_bytes).is_ok()
         && i64::try_from(*resets).is_ok()
         && kernel.as_ref().is_none_or(|kernel| is_line(kernel, KERNEL_MAX_BYTES))
         && hindrance.as_ref().is_none_or(|text| is_line(text, HINDRANCE_MAX_BYTES))
+        && disks.len() <= PLUGGED_DISKS_MAX
+        && disks
+            .iter()
+            .all(|disk| is_disk_name(&disk.name) && is_pod_uid(&disk.lender))
+        && names_are_unique
+}
+
+/// Whether a shim's answer about a disk does.
+pub(super) fn is_plausible_disk(plugged: &Plugged) -> bool {
+    let Plugged { name, failure, status } = plugged;
+    is_line(name, DISK_NAME_MAX_BYTES)
+        && failure
+            .as_ref()
+            .is_none_or(|failure| is_line(&failure.message, FAILURE_MAX_BYTES))
+        && is_plausible(status)
 }
 
 /// Whether a shim's answer does.
@@ -113,7 +184,7 @@ pub(super) fn boot_time(milliseconds: u64) -> Option<Time> {
 
 #[cfg(test)]
 mod tests {
-    use node_shim_protocol::agent::GuestState;
+    use node_shim_protocol::agent::{GuestState, PluggedDisk};
     use node_shim_protocol::control::{Failure, FailureKind};
 
     use super::*;
@@ -127,12 +198,30 @@ mod tests {
             resets: 0,
             kernel: None,
             hindrance: None,
+            disks: Vec::new(),
         }
     }
 
     #[test]
     fn numbers_and_texts_that_the_api_has_no_room_for_are_refused() {
         assert!(is_plausible(&status()));
+        let disk = |name: &str, lender: &str| PluggedDisk {
+            name: name.to_owned(),
+            lender: lender.to_owned(),
+        };
+        let with = |disks: Vec<PluggedDisk>| GuestStatus { disks, ..status() };
+        assert!(is_plausible(&with(vec![disk("a", "v1"), disk("b", "v1")])));
+        for disks in [
+            vec![disk("a", "v1"), disk("a", "v2")],
+            vec![disk("", "v1")],
+            vec![disk("a", "../x")],
+            vec![disk(&"a".repeat(DISK_NAME_MAX_BYTES + 1), "v1")],
+            (0..=PLUGGED_DISKS_MAX)
+                .map(|index| disk(&index.to_string(), "v1"))
+                .collect(),
+        ] {
+            assert!(!is_plausible(&with(disks.clone())), "{disks:?}");
+        }
         let changes: [fn(&mut GuestStatus); 8] = [
             |status| status.boot_time_ms = u64::MAX,
             |status| status.vcpus = u32::MAX,

@@ -3,17 +3,22 @@
 //! ```text
 //! connected ──Hello──► caller known ──► network, /dev/kvm ──Granted──► live ──Status──► live ──hang-up──► over
 //!     │                     └────────────Refused────────────► over      ▲ │ ▲
-//!     └──Resume──► caller known ────────────────────────────────────────┘ │ └──Resized── (shim)
-//!                                                                         └──Resize──► (shim)
+//!     └──Resume──► caller known ────────────────────────────────────────┘ │ └──Resized, Plugged── (shim)
+//!                                                                         └──Resize, AttachDisk, DetachDisk──► (shim)
 //! ```
+//!
+//! That with a volume pod begins with Lend: [`lender`].
 
-use std::os::fd::AsFd;
+mod lender;
+
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use node_shim_protocol::agent::{
-    GuestStatus, InterfaceRequest, RESUME_VERSION, Request, Resize, Resized, Response, VERSION,
+    DISKS_VERSION, DiskOptions, GuestStatus, InterfaceRequest, Plugged, RESUME_VERSION, Request, Resize, Resized,
+    Response, VERSION,
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -22,7 +27,8 @@ use super::identity::{self, PodName};
 use super::kvm;
 use super::pace::Pace;
 use super::packet::{self, Connection, Received};
-use super::report::{self, ConnectionId, PodId, Report, What};
+use super::report::{self, ConnectionId, DiskQuestion, PodId, Report, ShimLink, What};
+use crate::device_plugin::resource;
 use crate::network::{self, GuestInterface, PodNamespace};
 
 /// How long a caller may take to say something.
@@ -81,6 +87,12 @@ pub(super) enum Refusal {
     /// The descriptor is missing, or there are more.
     #[error("a Hello needs exactly one descriptor, the network namespace, but {0} came")]
     Descriptors(usize),
+    /// As that, of a volume pod.
+    #[error("a Lend needs exactly one descriptor, the disk, but {0} came")]
+    LentDescriptors(usize),
+    /// A VM where a volume pod should be, or the other way round.
+    #[error("this is a socket of {0}: a VM's pod has one of {vms}, a volume pod one of {volumes}", vms = crate::KVM_RESOURCE, volumes = crate::VOLUME_RESOURCE)]
+    Device(&'static str),
     /// Unknown caller.
     #[error("{0}")]
     Caller(identity::IdentityError),
@@ -101,7 +113,12 @@ pub(super) enum Refusal {
 impl Refusal {
     fn is_retryable(&self) -> bool {
         match self {
-            Self::Version(_) | Self::Descriptors(_) | Self::PodUid | Self::Status => false,
+            Self::Version(_)
+            | Self::Descriptors(_)
+            | Self::LentDescriptors(_)
+            | Self::Device(_)
+            | Self::PodUid
+            | Self::Status => false,
             Self::Caller(_) | Self::Kvm(_) => true,
             Self::Network(error) => error.is_retryable(),
         }
@@ -114,6 +131,19 @@ impl Refusal {
             retryable: self.is_retryable(),
         }
     }
+}
+
+/// What a conversation has begun with.
+enum Begun {
+    /// A VM.
+    Shim {
+        /// Version of the protocol that it speaks.
+        version: u32,
+        /// What its guest does, where there is one.
+        status: Option<GuestStatus>,
+    },
+    /// A volume pod.
+    Lender { options: DiskOptions, disk: OwnedFd },
 }
 
 /// One conversation.
@@ -171,7 +201,7 @@ impl Session {
         let Some(first) = first.map_err(|_| SessionError::Silent)?.map_err(SessionError::Packet)? else {
             return Ok(());
         };
-        let (pod, status) = match self.begin(first).await {
+        let (pod, begun_with) = match self.begin(first).await {
             Ok(served) => served,
             Err(SessionError::Refused(refusal)) => {
                 self.send(&refusal.response(), &[]).await?;
@@ -181,26 +211,44 @@ impl Session {
             Err(error) => return Err(error),
         };
         let pod = begun.get_or_init(|| pod);
-        let (sender, sizes) = watch::channel(None);
-        self.tell(pod, What::Connected(sender)).await?;
+        let (version, status) = match begun_with {
+            Begun::Lender { options, disk } => return self.borrow(pod, options, disk).await,
+            Begun::Shim { version, status } => (version, status),
+        };
+        let (sizes_to, sizes) = watch::channel(None);
+        let (disks_to, disks) = watch::channel(None);
+        self.tell(
+            pod,
+            What::Connected(ShimLink {
+                version,
+                sizes: sizes_to,
+                disks: disks_to,
+            }),
+        )
+        .await?;
         if let Some(status) = status {
             self.report(pod, status).await?;
         }
-        self.relay(pod, sizes).await
+        self.relay(pod, version, sizes, disks).await
     }
 
-    /// Who calls, and what its guest does, where there is one.
-    async fn begin(&self, first: Received) -> Result<(PodId, Option<GuestStatus>), SessionError> {
+    /// Who calls, and what for.
+    async fn begin(&self, first: Received) -> Result<(PodId, Begun), SessionError> {
         let Received { request, descriptors } = first;
-        let (version, oldest, uid) = match &request {
-            Request::Hello { version, pod_uid, .. } => (*version, VERSION, pod_uid),
-            Request::Resume { version, pod_uid, .. } => (*version, RESUME_VERSION, pod_uid),
-            Request::Status(_) | Request::Resized(_) => {
+        let (version, uid, oldest, resource) = match &request {
+            Request::Hello { version, pod_uid, .. } => (*version, pod_uid, VERSION, crate::KVM_RESOURCE),
+            Request::Resume { version, pod_uid, .. } => (*version, pod_uid, RESUME_VERSION, crate::KVM_RESOURCE),
+            Request::Lend { version, pod_uid, .. } => (*version, pod_uid, VERSION, crate::VOLUME_RESOURCE),
+            Request::Status(_) | Request::Resized(_) | Request::Plugged(_) | Request::Withdraw => {
                 return Err(SessionError::Protocol("the first packet was none to begin with"));
             }
         };
         if !(oldest..=VERSION).contains(&version) {
             return Err(Refusal::Version(version).into());
+        }
+        let ours = resource::resource_of(&self.device);
+        if ours != resource {
+            return Err(Refusal::Device(ours).into());
         }
         if !report::is_pod_uid(uid) {
             return Err(Refusal::PodUid.into());
@@ -212,21 +260,30 @@ impl Session {
             name: self.caller.get_or_init(|| name).clone(),
             uid: uid.clone(),
         };
-        match request {
+        let count = descriptors.len();
+        let begun = match request {
             Request::Hello { interfaces, .. } => {
-                let count = descriptors.len();
                 let [namespace] = <[_; 1]>::try_from(descriptors).map_err(|_| Refusal::Descriptors(count))?;
                 let namespace = PodNamespace::check(namespace)
                     .map_err(|error| Refusal::Network(network::NetworkError::Namespace(error)))?;
                 self.grant(&pod, namespace, &interfaces).await?;
-                Ok((pod, None))
+                let status = None;
+                Begun::Shim { version, status }
             }
             Request::Resume { status, .. } => {
-                tracing::info!(device = %self.device, %pod, "a running VM is back");
-                Ok((pod, Some(status)))
+                tracing::info!(device = %self.device, %pod, version, "a running VM is back");
+                let status = Some(status);
+                Begun::Shim { version, status }
             }
-            Request::Status(_) | Request::Resized(_) => Ok((pod, None)),
-        }
+            Request::Lend { disk: options, .. } => {
+                let [disk] = <[_; 1]>::try_from(descriptors).map_err(|_| Refusal::LentDescriptors(count))?;
+                Begun::Lender { options, disk }
+            }
+            Request::Status(_) | Request::Resized(_) | Request::Plugged(_) | Request::Withdraw => {
+                return Err(SessionError::Protocol("the first packet was none to begin with"));
+            }
+        };
+        Ok((pod, begun))
     }
 
     async fn grant(
@@ -258,10 +315,17 @@ impl Session {
         self.send(&Response::Granted { interfaces: grants }, &descriptors).await
     }
 
-    /// Passes the guest's states on, and sizes to the shim, until the peer hangs up. A peer that talks too much is read more slowly.
-    async fn relay(&self, pod: &PodId, mut sizes: watch::Receiver<Option<Resize>>) -> Result<(), SessionError> {
+    /// Passes the guest's states on, and sizes and disks to the shim, until the peer hangs up. A peer that talks too much is read more slowly.
+    async fn relay(
+        &self,
+        pod: &PodId,
+        version: u32,
+        mut sizes: watch::Receiver<Option<Resize>>,
+        mut disks: watch::Receiver<Option<DiskQuestion>>,
+    ) -> Result<(), SessionError> {
         let mut pace = Pace::new(Instant::now());
         let mut asked = None;
+        let mut asked_disk = None;
         loop {
             let turn = pace.next(Instant::now());
             let next = async {
@@ -272,9 +336,13 @@ impl Session {
             let received = loop {
                 tokio::select! {
                     received = &mut next => break received?,
-                    resize = next_size(&mut sizes) => {
+                    resize = asked_for(&mut sizes) => {
                         asked = Some(resize.sequence);
                         self.send(&Response::Resize(resize), &[]).await?;
+                    }
+                    question = asked_for(&mut disks), if version >= DISKS_VERSION => {
+                        asked_disk = Some(question.name().to_owned());
+                        self.ask_disk(question).await?;
                     }
                 }
             };
@@ -287,10 +355,14 @@ impl Session {
             match request {
                 Request::Status(status) => self.report(pod, status).await?,
                 Request::Resized(resized) => self.resized(pod, resized, asked).await?,
-                Request::Hello { .. } | Request::Resume { .. } => {
-                    return Err(SessionError::Protocol(
-                        "a second Hello or Resume came on one connection",
-                    ));
+                Request::Plugged(plugged) => {
+                    if asked_disk.take().as_deref() != Some(&plugged.name) {
+                        return Err(SessionError::Protocol("a disk was answered that was not asked about"));
+                    }
+                    self.plugged(pod, plugged).await?;
+                }
+                Request::Hello { .. } | Request::Resume { .. } | Request::Lend { .. } | Request::Withdraw => {
+                    return Err(SessionError::Protocol("a packet came that is none of a running VM"));
                 }
             }
         }
@@ -319,6 +391,28 @@ impl Session {
         self.tell(pod, What::Resized(resized)).await
     }
 
+    async fn ask_disk(&self, question: DiskQuestion) -> Result<(), SessionError> {
+        match question {
+            DiskQuestion::Attach(disk, descriptor) => {
+                self.send(&Response::AttachDisk(disk), &[descriptor.as_fd()]).await
+            }
+            DiskQuestion::Detach(name) => self.send(&Response::DetachDisk { name }, &[]).await,
+        }
+    }
+
+    async fn plugged(&self, pod: &PodId, plugged: Plugged) -> Result<(), SessionError> {
+        if !report::is_plausible_disk(&plugged) {
+            return Err(Refusal::Status.into());
+        }
+        match &plugged.failure {
+            None => tracing::info!(%pod, disk = plugged.name, "the VM was asked about a disk"),
+            Some(failure) => {
+                tracing::warn!(%pod, disk = plugged.name, "the VM refused what it was asked about a disk: {}", failure.message);
+            }
+        }
+        self.tell(pod, What::Plugged(plugged)).await
+    }
+
     async fn tell(&self, pod: &PodId, what: What) -> Result<(), SessionError> {
         let report = Report {
             pod: pod.clone(),
@@ -338,14 +432,14 @@ impl Session {
     }
 }
 
-/// The next size to ask for; never without anybody who could say it.
-async fn next_size(sizes: &mut watch::Receiver<Option<Resize>>) -> Resize {
+/// The next thing to ask for; never without anybody who could say it.
+async fn asked_for<T: Clone>(asked: &mut watch::Receiver<Option<T>>) -> T {
     loop {
-        if sizes.changed().await.is_err() {
+        if asked.changed().await.is_err() {
             return std::future::pending().await;
         }
-        if let Some(resize) = *sizes.borrow_and_update() {
-            return resize;
+        if let Some(asked) = asked.borrow_and_update().clone() {
+            return asked;
         }
     }
 }

@@ -5,11 +5,12 @@ mod shim;
 use std::time::Duration;
 
 use node_shim_protocol::agent::{
-    GuestState, GuestStatus, InterfaceRequest, RESUME_VERSION, Request, Resize, Resized, Response, VERSION,
+    AttachDisk, DiskOptions, GuestState, GuestStatus, InterfaceRequest, Plugged, RESUME_VERSION, Request, Resize,
+    Resized, Response, VERSION,
 };
 use node_shim_protocol::control::{Failure, FailureKind};
 
-use super::report::{Report, What};
+use super::report::{DiskQuestion, Report, ShimLink, What};
 use shim::{Answer, Node, PATIENCE, POD_UID, Shim};
 
 fn hello(interfaces: Vec<InterfaceRequest>) -> Request {
@@ -29,6 +30,7 @@ fn status(state: GuestState) -> GuestStatus {
         resets: 0,
         kernel: None,
         hindrance: None,
+        disks: Vec::new(),
     }
 }
 
@@ -65,9 +67,8 @@ async fn resume(shim: &Shim, state: GuestState) {
 async fn guest(node: &mut Node) -> (String, GuestStatus) {
     loop {
         let Report { pod, what, .. } = node.report().await;
-        match what {
-            What::Guest(status) => return (pod.to_string(), status),
-            What::Connected(_) | What::Resized(_) | What::HungUp => {}
+        if let What::Guest(status) = what {
+            return (pod.to_string(), status);
         }
     }
 }
@@ -339,14 +340,20 @@ fn size(sequence: u64) -> Resize {
 
 /// A running shim, and where sizes for its guest go.
 async fn running(node: &mut Node) -> (Shim, tokio::sync::watch::Sender<Option<Resize>>) {
+    let (shim, link) = linked(node).await;
+    (shim, link.sizes)
+}
+
+/// A running shim, and where what it is asked for goes.
+async fn linked(node: &mut Node) -> (Shim, ShimLink) {
     node.allocate("0", "shop/web");
     let shim = Shim::connect(node, "0").await;
     resume(&shim, GuestState::Running).await;
-    let What::Connected(sizes) = node.report().await.what else {
+    let What::Connected(link) = node.report().await.what else {
         panic!("first of all it is said that the conversation has begun")
     };
     guest(node).await;
-    (shim, sizes)
+    (shim, link)
 }
 
 async fn hear_size(shim: &Shim) -> Resize {
@@ -414,7 +421,7 @@ async fn a_vm_is_asked_for_sizes_only_once_it_was_granted_what_it_needs() {
     let shim = Shim::connect(&node, "0").await;
     shim.say(&hello(Vec::new()), &[&netns]).await;
     let Report {
-        what: What::Connected(sizes),
+        what: What::Connected(ShimLink { sizes, .. }),
         ..
     } = node.report().await
     else {
@@ -465,4 +472,116 @@ async fn a_pod_without_a_uid_is_refused_for_good() {
         assert!(reason.contains("--pod-uid") && !retryable, "{reason}");
         assert!(matches!(shim.hear().await, Answer::HungUp));
     }
+}
+
+fn lend() -> Request {
+    Request::Lend {
+        version: VERSION,
+        pod_uid: "v1".to_owned(),
+        disk: DiskOptions {
+            read_only: true,
+            ..DiskOptions::default()
+        },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_taken_from_a_volume_pod_and_given_back() {
+    let mut node = Node::new(0);
+    node.allocate("volume-0", "shop/web.data");
+    let lender = Shim::connect(&node, "volume-0").await;
+    let disk = std::fs::File::open("/dev/null").unwrap();
+    lender.say(&lend(), &[&disk]).await;
+    assert!(matches!(lender.hear().await, Answer::Response(Response::Lent, _)));
+    let Report { pod, what, .. } = node.report().await;
+    let What::Lent(link) = what else { panic!("{what:?}") };
+    assert_eq!(
+        (pod.to_string().as_str(), link.options.read_only),
+        ("shop/web.data (v1)", true)
+    );
+    lender.say(&Request::Withdraw, &[]).await;
+    assert!(matches!(node.report().await.what, What::Withdrawn));
+    link.returned.send_replace(true);
+    assert!(matches!(lender.hear().await, Answer::Response(Response::Returned, _)));
+    assert!(matches!(lender.hear().await, Answer::HungUp));
+    assert!(matches!(node.report().await.what, What::HungUp));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_pods_and_vms_have_sockets_of_their_own() {
+    let node = Node::new(1);
+    node.allocate("volume-0", "shop/web.data");
+    node.allocate("0", "shop/web");
+    let file = std::fs::File::open("/dev/null").unwrap();
+    for (device, request, files, says) in [
+        ("0", lend(), vec![&file], "tandem.dev/kvm"),
+        ("volume-0", hello(Vec::new()), vec![&file], "tandem.dev/volumes"),
+        ("volume-0", lend(), vec![], "exactly one descriptor"),
+    ] {
+        let caller = Shim::connect(&node, device).await;
+        caller.say(&request, &files).await;
+        let (reason, retryable) = refusal(caller.hear().await);
+        assert!(reason.contains(says) && !retryable, "{reason}");
+    }
+}
+
+fn attach() -> (AttachDisk, DiskQuestion) {
+    let disk = AttachDisk {
+        name: "data".to_owned(),
+        lender: "v1".to_owned(),
+        options: DiskOptions::default(),
+    };
+    let file = std::fs::File::open("/dev/null").unwrap();
+    (
+        disk.clone(),
+        DiskQuestion::Attach(disk, std::sync::Arc::new(file.into())),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_passed_to_the_shim_and_its_answer_back() {
+    let mut node = Node::new(1);
+    let (shim, link) = linked(&mut node).await;
+    let (disk, question) = attach();
+    link.disks.send_replace(Some(question));
+    match shim.hear().await {
+        Answer::Response(Response::AttachDisk(heard), descriptors) => {
+            assert_eq!((heard, descriptors.len()), (disk, 1));
+        }
+        other @ (Answer::Response(..) | Answer::HungUp) => panic!("{other:?}"),
+    }
+    let plugged = Plugged {
+        name: "data".to_owned(),
+        failure: None,
+        status: status(GuestState::Running),
+    };
+    shim.say(&Request::Plugged(plugged.clone()), &[]).await;
+    assert!(matches!(node.report().await.what, What::Plugged(answer) if answer == plugged));
+    // Nobody has asked again.
+    shim.say(&Request::Plugged(plugged), &[]).await;
+    assert!(matches!(shim.hear().await, Answer::HungUp));
+}
+
+/// What a shim of version 3 does not know it is not sent; sizes are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_shim_of_the_last_release_is_gone_on_with() {
+    let mut node = Node::new(1);
+    node.allocate("0", "shop/web");
+    let shim = Shim::connect(&node, "0").await;
+    let resume = r#"{"resume":{"version":3,"podUID":"p1","status":{"state":"Running","bootTimeMs":1,"vcpus":1,"memoryBytes":1,"resets":0}}}"#;
+    shim.send(resume.as_bytes(), &[]).await;
+    let What::Connected(link) = node.report().await.what else {
+        panic!("not connected")
+    };
+    assert_eq!(link.version, 3);
+    link.disks.send_replace(Some(attach().1));
+    link.sizes.send_replace(Some(size(1)));
+    assert_eq!(hear_size(&shim).await, size(1));
+    // It could not begin anew.
+    let other = Shim::connect(&node, "0").await;
+    drop(shim);
+    let hello = r#"{"hello":{"version":3,"podUID":"p1","interfaces":[]}}"#;
+    other.send(hello.as_bytes(), &[]).await;
+    let (reason, _) = refusal(other.hear().await);
+    assert!(reason.contains("version 3"), "{reason}");
 }

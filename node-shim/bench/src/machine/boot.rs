@@ -16,7 +16,7 @@ pub(super) fn measure(bench: &Bench) -> Result<()> {
     for round in 0..=bench.rounds.unwrap_or(ROUNDS) {
         for monitor in MONITORS {
             let mut vm = bench.start(monitor, &bench.machine(), place.path())?;
-            let uptime = vm.line_after("INIT ")?;
+            let uptime = vm.line_after("INIT ").with_context(|| monitor.to_string())?;
             let took = vm.started.elapsed();
             let uptime: f64 = uptime
                 .parse()

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 
 use super::direct;
 use super::storage::{Access, DISK_MAX_BYTES, Extent, SECTOR_BYTES, Storage, StorageError, check_end};
@@ -76,6 +76,41 @@ impl FileStorage {
             is_device: true,
             ..Self::new(file, length, read_only)
         })
+    }
+
+    /// A file or a block device that another process has opened, and locked, and keeps open for us. Whether it may be written and whether it goes beside the
+    /// page cache is what its descriptor says. `path` is for messages.
+    ///
+    /// # Errors
+    /// When it is neither, is not open for what is wanted, or is no raw disk.
+    pub fn lent(file: File, read_only: bool, path: &Path) -> Result<Self, StorageError> {
+        let refused = |problem| {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, problem);
+            failed("use as a disk", path, source)
+        };
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|errno| failed("inspect", path, errno.into()))?;
+        let access = flags & OFlags::RWMODE;
+        if flags.contains(OFlags::PATH) || !(access == OFlags::RDWR || (read_only && access == OFlags::RDONLY)) {
+            return Err(refused("it is not open for that"));
+        }
+        let metadata = file.metadata().map_err(|source| failed("inspect", path, source))?;
+        let disk = if metadata.file_type().is_block_device() {
+            Self::device(file, read_only, path)?
+        } else if metadata.is_file() {
+            check_length(metadata.len(), path)?;
+            Self::new(file, metadata.len(), read_only)
+        } else {
+            return Err(refused("it is neither a regular file nor a block device"));
+        };
+        Ok(Self {
+            direct: flags.contains(OFlags::DIRECT),
+            ..disk
+        })
+    }
+
+    /// Its file, with its lock, for another process.
+    pub fn into_file(self) -> File {
+        self.file
     }
 
     fn new(file: File, length: u64, read_only: bool) -> Self {
@@ -382,6 +417,75 @@ mod tests {
 
     use super::*;
     use crate::testing::LoopDevice;
+
+    #[test]
+    fn of_what_is_lent_only_disks_are_taken_and_only_for_what_they_are_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        std::fs::write(&path, [0; 1024]).unwrap();
+        std::fs::write(directory.path().join("odd"), [0; 1000]).unwrap();
+        let open = |name: &str, write| {
+            let mut options = File::options();
+            options
+                .read(true)
+                .write(write)
+                .open(directory.path().join(name))
+                .unwrap()
+        };
+        let lent = |file, read_only| FileStorage::lent(file, read_only, Path::new("data"));
+        assert_eq!(lent(open("disk", true), false).unwrap().len(), 1024);
+        assert!(lent(open("disk", true), true).unwrap().read_only());
+        assert!(lent(open("disk", false), true).is_ok());
+        let direct = rustix::fs::open(&path, OFlags::RDWR | OFlags::DIRECT, rustix::fs::Mode::empty());
+        // A file system without it says so here.
+        if let Ok(direct) = direct {
+            assert!(lent(direct.into(), false).unwrap().direct);
+        }
+        let named = rustix::fs::open(&path, OFlags::PATH, rustix::fs::Mode::empty()).unwrap();
+        let directory = File::open(directory.path()).unwrap();
+        let (pipe, _other) = io::pipe().unwrap();
+        for (file, read_only, expected) in [
+            (open("disk", false), false, "not open for that"),
+            (
+                File::options().write(true).open(&path).unwrap(),
+                true,
+                "not open for that",
+            ),
+            (named.into(), true, "not open for that"),
+            (open("odd", true), false, "whole number"),
+            (directory, true, "neither a regular file nor a block device"),
+            (
+                File::from(std::os::fd::OwnedFd::from(pipe)),
+                true,
+                "neither a regular file nor a block device",
+            ),
+            (
+                File::open("/dev/zero").unwrap(),
+                true,
+                "neither a regular file nor a block device",
+            ),
+        ] {
+            let error = lent(file, read_only).unwrap_err().to_string();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_lock_goes_with_what_is_lent() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let open = || File::options().read(true).write(true).open(&path).unwrap();
+        let lender = FileStorage::writable(open(), &path).unwrap().into_file();
+        let borrower = FileStorage::lent(lender.try_clone().unwrap(), false, &path).unwrap();
+        drop(lender);
+        assert!(matches!(
+            FileStorage::writable(open(), &path),
+            Err(StorageError::InUse { .. })
+        ));
+        drop(borrower);
+        assert!(FileStorage::writable(open(), &path).is_ok());
+    }
 
     #[test]
     fn what_a_device_gives_back_is_free_below_it() {

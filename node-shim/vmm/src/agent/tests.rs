@@ -262,7 +262,44 @@ fn status() -> GuestStatus {
         resets: 0,
         kernel: None,
         hindrance: None,
+        disks: Vec::new(),
     }
+}
+
+fn size(order: Option<Order>) -> Option<Resize> {
+    match order {
+        Some(Order::Resize(resize)) => Some(resize),
+        None => None,
+        Some(other) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn disks_come_with_their_descriptors() {
+    let (mut link, agent) = linked();
+    let poll = Poll::new().unwrap();
+    let disk = AttachDisk {
+        name: "data".to_owned(),
+        lender: "v1".to_owned(),
+        options: node_shim_protocol::agent::DiskOptions::default(),
+    };
+    let file = std::fs::File::open("/dev/null").unwrap();
+    packet::send(&agent, &Response::AttachDisk(disk.clone()), &[file.as_fd()]).unwrap();
+    let Some(Order::Attach(heard, descriptors)) = link.on_readable(&poll) else {
+        panic!("no disk")
+    };
+    assert_eq!((heard, descriptors.len()), (disk, 1));
+    let name = "data".to_owned();
+    packet::send(&agent, &Response::DetachDisk { name }, &[]).unwrap();
+    assert!(matches!(link.on_readable(&poll), Some(Order::Detach(name)) if name == "data"));
+    let plugged = Plugged {
+        name: "data".to_owned(),
+        failure: None,
+        status: status(),
+    };
+    link.answer_disk(&poll, plugged.clone());
+    let (answer, _) = packet::receive::<Request>(&agent).unwrap().unwrap();
+    assert_eq!(answer, Request::Plugged(plugged));
 }
 
 #[test]
@@ -276,7 +313,7 @@ fn a_size_is_carried_out_again_but_never_after_a_newer_one() {
             memory_bytes: 1 << 30,
         };
         packet::send(&agent, &Response::Resize(resize), &[]).unwrap();
-        assert_eq!(link.on_readable(&poll), heard.then_some(resize), "{sequence}");
+        assert_eq!(size(link.on_readable(&poll)), heard.then_some(resize), "{sequence}");
     }
     let resized = Resized {
         sequence: 4,

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use node_shim_protocol::agent::DiskOptions;
 use node_shim_protocol::config::{self as protocol, Cache, Discard, DiskFormat, DiskSource, Io};
 use node_shim_virtio::block::storage::DISK_MAX_BYTES;
 use node_shim_virtio::fat::LABEL_BYTES;
 use node_shim_virtio::rate_limit::Limits;
 
-use super::{ConfigError, check_name, check_rate_limit, refuse};
+use super::{ConfigError, check_label, check_name, check_rate_limit, refuse};
 
 /// Most disks.
 const DISKS_MAX: usize = 16;
@@ -44,34 +45,67 @@ pub(super) fn check_all(disks: Vec<protocol::Disk>) -> Result<Vec<Disk>, ConfigE
         return refuse("disks", format!("there are {}; write at most {DISKS_MAX}", disks.len()));
     }
     let mut names = BTreeSet::new();
-    let mut checked = Vec::with_capacity(disks.len());
-    for (index, disk) in disks.into_iter().enumerate() {
-        let protocol::Disk {
-            name,
-            serial,
-            read_only,
-            rate_limit,
-            cache,
-            io,
-            discard,
-            source,
-        } = disk;
-        let field = format!("disks[{index}]");
-        check_name(&format!("{field}.name"), &name, &mut names)?;
-        check_source(&field, read_only, &source)?;
-        check_cache(&field, cache, &source)?;
-        checked.push(Disk {
-            serial: check_serial(&field, serial, &name)?,
-            name,
-            read_only,
-            limits: check_rate_limit(&format!("{field}.rateLimit"), rate_limit)?,
-            cache,
-            io,
-            discard,
-            source,
-        });
-    }
-    Ok(checked)
+    let numbered = disks.into_iter().enumerate();
+    numbered
+        .map(|(index, disk)| {
+            let field = format!("disks[{index}]");
+            check_name(&format!("{field}.name"), &disk.name, &mut names)?;
+            check(&field, disk)
+        })
+        .collect()
+}
+
+/// Checks a disk that is alone.
+pub(crate) fn check_one(disk: protocol::Disk) -> Result<Disk, ConfigError> {
+    check_label("disk.name", &disk.name)?;
+    check("disk", disk)
+}
+
+/// A disk whose name was checked.
+fn check(field: &str, disk: protocol::Disk) -> Result<Disk, ConfigError> {
+    let protocol::Disk {
+        name,
+        serial,
+        read_only,
+        rate_limit,
+        cache,
+        io,
+        discard,
+        source,
+    } = disk;
+    check_source(field, read_only, &source)?;
+    check_cache(field, cache, &source)?;
+    Ok(Disk {
+        serial: check_serial(field, serial, &name)?,
+        name,
+        read_only,
+        limits: check_rate_limit(&format!("{field}.rateLimit"), rate_limit)?,
+        cache,
+        io,
+        discard,
+        source,
+    })
+}
+
+/// What of a disk that is lent its device needs.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckedOptions {
+    /// As in [`Disk`].
+    pub(crate) serial: String,
+    /// As in [`Disk`].
+    pub(crate) limits: Limits,
+    /// Whether the guest is told that it can discard.
+    pub(crate) discard: bool,
+}
+
+/// Checks the name and the options of a disk that is lent.
+pub(crate) fn check_options(name: &str, options: &DiskOptions) -> Result<CheckedOptions, ConfigError> {
+    check_label("name", name)?;
+    Ok(CheckedOptions {
+        serial: check_serial("options", options.serial.clone(), name)?,
+        limits: check_rate_limit("options.rateLimit", options.rate_limit)?,
+        discard: options.discard == Discard::Unmap,
+    })
 }
 
 fn check_cache(field: &str, cache: Cache, source: &DiskSource) -> Result<(), ConfigError> {

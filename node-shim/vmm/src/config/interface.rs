@@ -31,7 +31,7 @@ pub(crate) struct Interface {
     /// How it is connected.
     pub(crate) binding: Binding,
     /// The pod's interface on its network, where it is not that of the default route.
-    pub(crate) in_pod: Option<String>,
+    pub(crate) pod_link: Option<String>,
 }
 
 /// A unicast address; `None` for what is no address or a group's (bit 0 of the first byte).
@@ -91,7 +91,7 @@ pub(super) fn check_all(interfaces: Vec<protocol::Interface>) -> Result<Vec<Inte
             receive_limits: limits("receiveLimit", receive_limit)?,
             transmit_limits: limits("transmitLimit", transmit_limit)?,
             binding,
-            in_pod: pod_interface,
+            pod_link: pod_interface,
         });
     }
     Ok(checked)

@@ -19,6 +19,7 @@ use crate::{jail, log};
 mod claim;
 pub(crate) mod command;
 mod files;
+pub(crate) mod lent;
 
 pub(crate) use self::files::FilesDisk;
 use self::files::FilesError;
@@ -248,7 +249,7 @@ fn start(disk: &str, options: Options, storage: Arc<dyn Storage>) -> Result<Bloc
     })
 }
 
-/// A disk that is plugged into a running VM: raw, whatever is in it.
+/// A disk that is plugged into a running VM by whoever controls it: raw, whatever is in it.
 pub(crate) fn attach(name: &str, file: File, read_only: bool, queues: u8) -> Result<Block, DiskError> {
     let storage_error = |source| DiskError::Storage {
         disk: name.to_owned(),
@@ -261,8 +262,17 @@ pub(crate) fn attach(name: &str, file: File, read_only: bool, queues: u8) -> Res
         FileStorage::writable(file, shown)
     };
     let options = Options {
-        name: format!("blk-{name}"),
         serial: name.to_owned(),
+        ..plugged_options(name, queues)
+    };
+    start(name, options, Arc::new(storage.map_err(storage_error)?))
+}
+
+/// Of a disk that is plugged.
+fn plugged_options(name: &str, queues: u8) -> Options {
+    Options {
+        name: format!("blk-{name}"),
+        serial: String::new(),
         queues: u16::from(queues).min(QUEUES_MAX),
         // No ring is made once the filters are there: it would be a way around them.
         engine: Engine::Pool,
@@ -270,8 +280,7 @@ pub(crate) fn attach(name: &str, file: File, read_only: bool, queues: u8) -> Res
         limits: Limits::default(),
         on_thread: jail::device_thread,
         spare_processor: *SPARE_PROCESSOR,
-    };
-    start(name, options, Arc::new(storage.map_err(storage_error)?))
+    }
 }
 
 /// What a disk consists of.
@@ -283,42 +292,56 @@ enum Contents {
 }
 
 fn open_contents(scratch: &Path, disk: &Disk) -> Result<Contents, DiskError> {
-    let storage_error = |source| DiskError::Storage {
-        disk: disk.name.clone(),
-        source,
-    };
-    let cached = |storage: FileStorage, path: &Path| match disk.cache {
-        Cache::Writeback => Ok(storage),
-        Cache::None => storage.direct(path),
-    };
     let storage: Arc<dyn Storage> = match &disk.source {
         DiskSource::Image { path, format, backing } => match open_overlay(scratch, disk)? {
             Some(overlay) => Arc::new(overlay),
             None => Arc::from(open_image(&disk.name, path, *format, backing)?.storage),
         },
-        DiskSource::File { path, size_bytes } => {
-            let file = claim::open_file(&disk.name, path, *size_bytes, disk.read_only)?;
-            Arc::new(cached(file, path).map_err(|source| DiskError::in_claim(&disk.name, source))?)
-        }
-        DiskSource::Device { path } => {
-            let device = claim::open_device(&disk.name, path, disk.read_only)?;
-            Arc::new(cached(device, path).map_err(|source| DiskError::in_claim(&disk.name, source))?)
-        }
+        DiskSource::File { path, size_bytes } => Arc::new(open_claim_file(disk, path, *size_bytes)?),
+        DiskSource::Device { path } => Arc::new(open_claim_device(disk, path)?),
         DiskSource::Files { path, label } => {
             let files = FilesDisk::open(&disk.name, path, label);
-            return files.map(Contents::Files).map_err(|source| DiskError::Files {
-                disk: disk.name.clone(),
-                source,
-            });
+            return files.map(Contents::Files).map_err(files_error(disk));
         }
         DiskSource::Empty { size_bytes } => {
-            let path = scratch.join(empty_name(disk));
-            let file = FileStorage::open_or_create(&path, *size_bytes);
-            let file = file.and_then(|file| cached(file, &path)).map_err(storage_error)?;
+            let file = open_empty(scratch, disk, *size_bytes)?;
             Arc::new(if disk.read_only { file.write_protected() } else { file })
         }
     };
     Ok(Contents::Storage(storage))
+}
+
+fn files_error(disk: &Disk) -> impl FnOnce(FilesError) -> DiskError {
+    let disk = disk.name.clone();
+    move |source| DiskError::Files { disk, source }
+}
+
+/// Beside the page cache, where that is asked for.
+fn cached(disk: &Disk, storage: FileStorage, path: &Path) -> Result<FileStorage, StorageError> {
+    match disk.cache {
+        Cache::Writeback => Ok(storage),
+        Cache::None => storage.direct(path),
+    }
+}
+
+fn open_claim_file(disk: &Disk, path: &Path, size_bytes: Option<u64>) -> Result<FileStorage, DiskError> {
+    let file = claim::open_file(&disk.name, path, size_bytes, disk.read_only)?;
+    cached(disk, file, path).map_err(|source| DiskError::in_claim(&disk.name, source))
+}
+
+fn open_claim_device(disk: &Disk, path: &Path) -> Result<FileStorage, DiskError> {
+    let device = claim::open_device(&disk.name, path, disk.read_only)?;
+    cached(disk, device, path).map_err(|source| DiskError::in_claim(&disk.name, source))
+}
+
+fn open_empty(scratch: &Path, disk: &Disk, size_bytes: u64) -> Result<FileStorage, DiskError> {
+    let path = scratch.join(empty_name(disk));
+    let file = FileStorage::open_or_create(&path, size_bytes);
+    file.and_then(|file| cached(disk, file, &path))
+        .map_err(|source| DiskError::Storage {
+            disk: disk.name.clone(),
+            source,
+        })
 }
 
 /// Opens the overlay of a writable disk with an image, and the image below it. No other disk has one.

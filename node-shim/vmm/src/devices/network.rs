@@ -72,7 +72,7 @@ pub(crate) fn requests(config: &CheckedConfig) -> Vec<InterfaceRequest> {
             mac: interface.mac.to_string(),
             queues: pairs(config),
             binding,
-            pod_interface: interface.in_pod.clone(),
+            pod_interface: interface.pod_link.clone(),
         })
     };
     config.interfaces.iter().filter_map(request).collect()
@@ -112,7 +112,7 @@ pub(crate) fn open_all(
             transmit_limits: interface.transmit_limits,
         };
         // A pod's other networks do not know the cluster's names.
-        let resolver = resolver.filter(|_| interface.in_pod.is_none());
+        let resolver = resolver.filter(|_| interface.pod_link.is_none());
         nets.push(start(card, &network, queues, resolver)?);
     }
     Ok(nets)

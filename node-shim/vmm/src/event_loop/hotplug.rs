@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
+use node_shim_protocol::agent::{self, PLUGGED_DISKS_MAX, PluggedDisk};
 use node_shim_protocol::control::{AttachDisk, AttachNetwork, BalloonStatistics, Failure, FailureKind};
 use node_shim_virtio::device::VirtioDevice;
 
 use super::EventLoop;
+use super::size::bounded;
 use crate::config;
 use crate::cpus::CpuError;
+use crate::devices::disk::lent::{self, AttachError};
 use crate::devices::{disk, network};
 use crate::log;
 use crate::machine::Machine;
@@ -36,14 +40,28 @@ pub(crate) struct Plugged {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Held {
     name: Named,
-    /// The configuration has it: it was not plugged later.
-    configured: bool,
+    origin: Origin,
+}
+
+/// Where a device comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Origin {
+    /// The configuration has it.
+    Configured,
+    /// Whoever controls the VMM plugged it.
+    Controlled,
+    /// The node agent did: the UID of the volume pod that lends it.
+    Lent(String),
 }
 
 impl Plugged {
     /// What the configuration has: these names in the slots from 1 on, with nothing to name where there is `None`.
     pub(crate) fn new(names: impl Iterator<Item = Option<Named>>) -> Self {
-        let held = |name| Held { name, configured: true };
+        let origin = Origin::Configured;
+        let held = |name| Held {
+            name,
+            origin: origin.clone(),
+        };
         let slots: BTreeMap<u8, Held> = (1..)
             .zip(names)
             .filter_map(|(slot, name)| Some((slot, held(name?))))
@@ -59,7 +77,25 @@ impl Plugged {
 
     /// Whether these are the devices that the configuration has. One that the guest was asked to give up is still there.
     fn is_as_configured(&self) -> bool {
-        self.slots.len() == self.configured && self.slots.values().all(|held| held.configured)
+        self.slots.len() == self.configured && self.slots.values().all(|held| held.origin == Origin::Configured)
+    }
+
+    /// The disks that volume pods have lent, by their names, of the slots that are filled.
+    fn lent(&self, is_filled: impl Fn(u8) -> bool) -> Vec<PluggedDisk> {
+        let filled = self.slots.iter().filter(|(slot, _)| is_filled(**slot));
+        let lent = filled.filter_map(|(_, held)| match held {
+            Held {
+                name: Named::Disk(name),
+                origin: Origin::Lent(lender),
+            } => Some(PluggedDisk {
+                name: name.clone(),
+                lender: lender.clone(),
+            }),
+            Held { .. } => None,
+        });
+        let mut lent: Vec<_> = lent.take(PLUGGED_DISKS_MAX).collect();
+        lent.sort_unstable();
+        lent
     }
 
     fn slot(&self, name: &Named) -> Option<u8> {
@@ -191,7 +227,73 @@ impl EventLoop {
             descriptor.ok_or_else(|| invalid("attach the disk's open file to the request (SCM_RIGHTS)"))?;
         let named = self.free_name(&name, Named::Disk)?;
         let disk = disk::attach(&name, File::from(descriptor), read_only, self.platform.vcpus_max);
-        self.plug(named, Box::new(disk.map_err(failed)?))
+        self.plug(named, Origin::Controlled, Box::new(disk.map_err(failed)?))
+    }
+
+    /// The disks that volume pods have lent, as far as the guest has not given them up.
+    pub(super) fn lent_disks(&self) -> Vec<PluggedDisk> {
+        self.plugged.lent(|slot| self.platform.pci.is_filled(slot))
+    }
+
+    /// The agent wants the guest to have a disk.
+    pub(super) fn on_attach(&mut self, machine: &Machine, disk: agent::AttachDisk, descriptors: Vec<OwnedFd>) {
+        let result = self.attach_lent(&disk, descriptors);
+        self.answer_disk(machine, disk.name, result);
+    }
+
+    /// The agent wants the guest to give a disk up.
+    pub(super) fn on_detach(&mut self, machine: &Machine, name: String) {
+        let is_lent = self.lent_disks().iter().any(|disk| disk.name == name);
+        let result = if is_lent {
+            self.detach(&Named::Disk(name.clone()))
+        } else {
+            // It has given it up already.
+            Ok(())
+        };
+        self.answer_disk(machine, name, result);
+    }
+
+    fn answer_disk(&mut self, machine: &Machine, name: String, result: Change) {
+        if let Err(failure) = &result {
+            log::line(format_args!("disk `{name}`: {}", failure.message));
+        }
+        let size = self.size(machine);
+        let plugged = agent::Plugged {
+            name,
+            failure: result.err().map(bounded),
+            status: self.status(&size),
+        };
+        self.reports.tell(Instant::now(), size);
+        if let Some(agent) = &mut self.agent {
+            agent.answer_disk(&self.poll, plugged);
+        }
+    }
+
+    /// Plugs a disk that a volume pod lends. The same one again is there already.
+    fn attach_lent(&mut self, disk: &agent::AttachDisk, descriptors: Vec<OwnedFd>) -> Change {
+        let wanted = PluggedDisk {
+            name: disk.name.clone(),
+            lender: disk.lender.clone(),
+        };
+        let lent = self.lent_disks();
+        if lent.contains(&wanted) {
+            return Ok(());
+        }
+        if lent.len() >= PLUGGED_DISKS_MAX || !(1..=agent::POD_UID_MAX_BYTES).contains(&wanted.lender.len()) {
+            return Err(invalid(
+                "no more disks can be lent to this VM, or its lender has no UID",
+            ));
+        }
+        let Ok([descriptor]) = <[_; 1]>::try_from(descriptors) else {
+            return Err(invalid("a disk that is lent comes with exactly one descriptor"));
+        };
+        let named = self.free_name(&wanted.name, Named::Disk)?;
+        let device = lent::attach(disk, File::from(descriptor), self.platform.vcpus_max);
+        let device = device.map_err(|error| match error {
+            AttachError::Invalid(_) => invalid(error.to_string()),
+            AttachError::Disk(_) => failed(error),
+        })?;
+        self.plug(named, Origin::Lent(wanted.lender), Box::new(device))
     }
 
     /// Plugs an interface whose tap came with the request.
@@ -204,7 +306,7 @@ impl EventLoop {
         let checked = config::check_network("network", &network).and_then(|()| config::check_mac("mac", &mac));
         let mac = checked.map_err(|error| invalid(error.to_string()))?;
         let net = network::attach(&name, mac, &self.identity.host_name, &network, tap);
-        self.plug(named, Box::new(net.map_err(failed)?))
+        self.plug(named, Origin::Controlled, Box::new(net.map_err(failed)?))
     }
 
     /// Asks the guest to give a device up.
@@ -229,17 +331,10 @@ impl EventLoop {
         Ok(named)
     }
 
-    fn plug(&mut self, named: Named, device: Box<dyn VirtioDevice>) -> Change {
+    fn plug(&mut self, name: Named, origin: Origin, device: Box<dyn VirtioDevice>) -> Change {
         let slot = self.platform.slots.plug(device).map_err(failed)?;
-        log::line(format_args!("plugged {named:?} into slot {slot}"));
-        let configured = false;
-        self.plugged.slots.insert(
-            slot,
-            Held {
-                name: named,
-                configured,
-            },
-        );
+        log::line(format_args!("plugged {name:?} into slot {slot}"));
+        self.plugged.slots.insert(slot, Held { name, origin });
         Ok(())
     }
 }
@@ -270,7 +365,7 @@ mod tests {
 
         let data = Held {
             name: Named::Disk("data".to_owned()),
-            configured: false,
+            origin: Origin::Controlled,
         };
         plugged.slots.insert(4, data.clone());
         assert!(!plugged.is_as_configured(), "one came");
@@ -280,5 +375,28 @@ mod tests {
         assert!(!plugged.is_as_configured(), "one is missing");
         plugged.slots.insert(1, data);
         assert!(!plugged.is_as_configured(), "another one is in its place");
+    }
+
+    #[test]
+    fn the_agent_is_told_of_what_was_lent_and_is_there() {
+        let disk = |name: &str| Named::Disk(name.to_owned());
+        let mut plugged = Plugged::new([Some(disk("root"))].into_iter());
+        let held = |name, origin| Held { name, origin };
+        let lent = |uid: &str| Origin::Lent(uid.to_owned());
+        for (slot, held) in [
+            (2, held(disk("z"), lent("v1"))),
+            (3, held(disk("c"), Origin::Controlled)),
+            (4, held(disk("a"), lent("v2"))),
+            (5, held(disk("gone"), lent("v3"))),
+        ] {
+            plugged.slots.insert(slot, held);
+        }
+        let told: Vec<_> = plugged
+            .lent(|slot| slot != 5)
+            .into_iter()
+            .map(|disk| (disk.name, disk.lender))
+            .collect();
+        let expected = [("a", "v2"), ("z", "v1")].map(|(name, lender)| (name.to_owned(), lender.to_owned()));
+        assert_eq!(told, expected);
     }
 }

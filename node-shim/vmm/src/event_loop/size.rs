@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use node_shim_protocol::agent::{FAILURE_MAX_BYTES, Resize, Resized};
+use node_shim_protocol::agent::{FAILURE_MAX_BYTES, PluggedDisk, Resize, Resized};
 use node_shim_protocol::control::Failure;
 
 use super::EventLoop;
@@ -28,6 +28,8 @@ pub(super) struct Size {
     pub(super) hindrance: Option<String>,
     /// Whether it has what it shall have.
     pub(super) settled: bool,
+    /// Disks that volume pods have lent it.
+    pub(super) disks: Vec<PluggedDisk>,
 }
 
 /// When the agent is told of a size. Pure: it is told the time.
@@ -106,6 +108,7 @@ impl EventLoop {
             memory_bytes: self.memory_bytes(),
             hindrance,
             settled: !lacks_cpus && lacks_memory.is_none(),
+            disks: self.lent_disks(),
         }
     }
 
@@ -151,7 +154,7 @@ impl EventLoop {
 }
 
 /// As the agent takes it.
-fn bounded(mut failure: Failure) -> Failure {
+pub(super) fn bounded(mut failure: Failure) -> Failure {
     let end = failure.message.floor_char_boundary(FAILURE_MAX_BYTES);
     failure.message.truncate(end);
     failure
@@ -176,6 +179,7 @@ mod tests {
             memory_bytes: mebibytes << 20,
             hindrance: None,
             settled,
+            disks: Vec::new(),
         }
     }
 

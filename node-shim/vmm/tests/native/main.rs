@@ -12,6 +12,7 @@ use self::vm::{Place, Report, Vm};
 mod disks;
 mod guest;
 mod isolation;
+mod lent;
 mod vm;
 
 const MIB: u64 = 1 << 20;

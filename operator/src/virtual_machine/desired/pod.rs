@@ -29,15 +29,15 @@ use crate::virtual_machine::validate::{BootSource, Data, DiskSource, ProbeAction
 /// User and group of the shim: the usual "nonroot" of distroless images, which no node's own user has.
 const USER_ID: i64 = 65532;
 /// Argo CD would otherwise show every shim pod as progressing for ever, because its restart policy is Never.
-const ARGO_CD_ANNOTATION: &str = "argocd.argoproj.io/ignore-restart-policy";
+pub(super) const ARGO_CD_ANNOTATION: &str = "argocd.argoproj.io/ignore-restart-policy";
 /// Seconds that the kubelet waits longer than the shim, so that the shim's own forced stop comes first and says why.
-const GRACE_PERIOD_RESERVE_SECONDS: i64 = 10;
+pub(super) const GRACE_PERIOD_RESERVE_SECONDS: i64 = 10;
 /// Most bytes of all annotations of an object: `TotalAnnotationSizeLimitB` of `k8s.io/apimachinery/pkg/api/validation`.
 const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
 
 const BOOT_VOLUME: &str = "boot";
-const CONFIG_VOLUME: &str = "config";
-const SCRATCH_VOLUME: &str = "scratch";
+pub(super) const CONFIG_VOLUME: &str = "config";
+pub(super) const SCRATCH_VOLUME: &str = "scratch";
 const CLOUD_INIT_VOLUME: &str = "cloud-init";
 
 /// Why no pod can be made from a VM.
@@ -122,17 +122,7 @@ fn pod_spec(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> PodSpec {
         priority_class_name: spec.priority_class_name.clone(),
         restart_policy: Some("Never".to_owned()),
         scheduler_name: spec.scheduler_name.clone(),
-        security_context: Some(PodSecurityContext {
-            fs_group: Some(USER_ID),
-            run_as_group: Some(USER_ID),
-            run_as_non_root: Some(true),
-            run_as_user: Some(USER_ID),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "RuntimeDefault".to_owned(),
-                localhost_profile: None,
-            }),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(pod_security()),
         termination_grace_period_seconds: Some(
             i64::try_from(vm.grace_period_seconds).unwrap_or(i64::from(i32::MAX)) + GRACE_PERIOD_RESERVE_SECONDS,
         ),
@@ -171,15 +161,7 @@ fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container
         startup_probe: vm.startup_probe.as_ref().map(probe),
         resize_policy: Some(resize_policy()),
         resources: Some(frame.container(frame.start)),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                drop: Some(vec!["ALL".to_owned()]),
-                add: None,
-            }),
-            read_only_root_filesystem: Some(true),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(container_security()),
         // The serial console: `kubectl attach -it` is its other end.
         stdin: Some(true),
         tty: Some(true),
@@ -189,8 +171,36 @@ fn container(vm: &ValidatedVm, config: &VmConfig, shim_image: &str) -> Container
     }
 }
 
+/// What every pod of Tandem's is: a namespace with Pod Security `restricted` admits it.
+pub(super) fn pod_security() -> PodSecurityContext {
+    PodSecurityContext {
+        fs_group: Some(USER_ID),
+        run_as_group: Some(USER_ID),
+        run_as_non_root: Some(true),
+        run_as_user: Some(USER_ID),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            localhost_profile: None,
+        }),
+        ..PodSecurityContext::default()
+    }
+}
+
+/// The same of its container.
+pub(super) fn container_security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            add: None,
+        }),
+        read_only_root_filesystem: Some(true),
+        ..SecurityContext::default()
+    }
+}
+
 /// The pod's UID, by which the node agent tells the runs of a VM from each other.
-fn pod_uid() -> EnvVar {
+pub(super) fn pod_uid() -> EnvVar {
     EnvVar {
         name: "POD_UID".to_owned(),
         value: None,
@@ -266,29 +276,8 @@ fn disk_volume(index: usize) -> String {
 
 fn volumes(vm: &ValidatedVm) -> Vec<Volume> {
     let mut volumes = vec![
-        Volume {
-            name: CONFIG_VOLUME.to_owned(),
-            downward_api: Some(DownwardAPIVolumeSource {
-                items: Some(vec![DownwardAPIVolumeFile {
-                    path: paths::CONFIG_FILE
-                        .trim_start_matches(paths::CONFIG_DIR)
-                        .trim_start_matches('/')
-                        .to_owned(),
-                    field_ref: Some(ObjectFieldSelector {
-                        field_path: format!("metadata.annotations['{}']", paths::CONFIG_ANNOTATION),
-                        api_version: Some("v1".to_owned()),
-                    }),
-                    ..DownwardAPIVolumeFile::default()
-                }]),
-                default_mode: None,
-            }),
-            ..Volume::default()
-        },
-        Volume {
-            name: SCRATCH_VOLUME.to_owned(),
-            empty_dir: Some(EmptyDirVolumeSource::default()),
-            ..Volume::default()
-        },
+        config_volume(paths::CONFIG_ANNOTATION, paths::CONFIG_FILE),
+        scratch_volume(),
     ];
     match &vm.boot {
         BootSource::Kernel(kernel) => volumes.push(image_volume(
@@ -308,27 +297,65 @@ fn volumes(vm: &ValidatedVm) -> Vec<Volume> {
                     volumes.push(claim_volume(vm, disk_volume(index), claim));
                 }
             }
-            DiskSource::ConfigMap { name } => volumes.push(Volume {
-                name: disk_volume(index),
-                config_map: Some(ConfigMapVolumeSource {
-                    name: name.clone(),
-                    ..ConfigMapVolumeSource::default()
-                }),
-                ..Volume::default()
-            }),
-            DiskSource::Secret { name } => volumes.push(Volume {
-                name: disk_volume(index),
-                secret: Some(SecretVolumeSource {
-                    secret_name: Some(name.clone()),
-                    ..SecretVolumeSource::default()
-                }),
-                ..Volume::default()
-            }),
+            DiskSource::ConfigMap { name } => volumes.push(config_map_volume(disk_volume(index), name)),
+            DiskSource::Secret { name } => volumes.push(secret_volume(disk_volume(index), name)),
             DiskSource::Empty { .. } => {}
         }
     }
     volumes.extend(cloud_init_volume(vm));
     volumes
+}
+
+/// An annotation of the pod as a file.
+pub(super) fn config_volume(annotation: &str, file: &str) -> Volume {
+    Volume {
+        name: CONFIG_VOLUME.to_owned(),
+        downward_api: Some(DownwardAPIVolumeSource {
+            items: Some(vec![DownwardAPIVolumeFile {
+                path: file
+                    .trim_start_matches(paths::CONFIG_DIR)
+                    .trim_start_matches('/')
+                    .to_owned(),
+                field_ref: Some(ObjectFieldSelector {
+                    field_path: format!("metadata.annotations['{annotation}']"),
+                    api_version: Some("v1".to_owned()),
+                }),
+                ..DownwardAPIVolumeFile::default()
+            }]),
+            default_mode: None,
+        }),
+        ..Volume::default()
+    }
+}
+
+pub(super) fn scratch_volume() -> Volume {
+    Volume {
+        name: SCRATCH_VOLUME.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource::default()),
+        ..Volume::default()
+    }
+}
+
+pub(super) fn config_map_volume(volume: String, name: &str) -> Volume {
+    Volume {
+        name: volume,
+        config_map: Some(ConfigMapVolumeSource {
+            name: name.to_owned(),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+pub(super) fn secret_volume(volume: String, name: &str) -> Volume {
+    Volume {
+        name: volume,
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(name.to_owned()),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
 }
 
 /// A claim; it is read-only where every disk in it is.

@@ -89,6 +89,12 @@ impl Frame {
         }
     }
 
+    /// The frame with so many devices beyond those of the configuration.
+    pub(crate) const fn with_more_devices(mut self, devices: u64) -> Self {
+        self.devices += devices;
+        self
+    }
+
     /// Whether a running guest can be given `vcpus`.
     pub(crate) fn can_have_vcpus(&self, vcpus: u32) -> bool {
         if self.dedicated {

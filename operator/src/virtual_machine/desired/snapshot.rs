@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crds::{Quantity, VirtualMachineSpec, applies};
+use crds::{Quantity, VirtualMachineSpec, applies, disk::Disk};
 use serde_json::{Map, Value};
 
 use crate::digest;
@@ -78,6 +78,21 @@ impl Snapshot {
         paths.dedup();
         paths
     }
+}
+
+/// Paths below `spec` of the fields in which a disk differs from what it was, as JSON, when its volume pod was made.
+pub(crate) fn disk_differences(made: &str, wanted: &Disk) -> Vec<String> {
+    let made: Value = serde_json::from_str(made).unwrap_or_default();
+    let mut paths = Vec::new();
+    let path = format!("disks[{}]", wanted.name);
+    compare(
+        &path,
+        &made,
+        &serde_json::to_value(wanted).unwrap_or_default(),
+        &mut paths,
+    );
+    paths.sort();
+    paths
 }
 
 fn shorten(value: &mut Value) {

@@ -89,7 +89,8 @@ fn inside(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }
 
-fn disk(disk: &ValidDisk) -> Disk {
+/// A disk in the VMM's language.
+pub(super) fn disk(disk: &ValidDisk) -> Disk {
     let source = match &disk.source {
         validate::DiskSource::Image { path, format, .. } => DiskSource::Image {
             path: inside(&disk_mount(&disk.name), path),

@@ -42,6 +42,13 @@ pub(super) fn details(input: &Input<'_>, headline: &Headline) -> Vec<Claim> {
         .into_iter()
         .map(|(condition, part)| of_part(condition, part, input, pod))
         .collect();
+    if let Some(failed) = pending::disks_not_ready(input.live)
+        && let Some(disks) = claims
+            .iter_mut()
+            .find(|claim| claim.condition == failed.condition && claim.status == ConditionStatus::True)
+    {
+        *disks = failed;
+    }
     claims.push(guest(input, pod));
     claims.push(pending::resizing(input.live));
     claims.push(pending::restart_required(input.live));

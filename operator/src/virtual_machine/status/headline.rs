@@ -134,6 +134,12 @@ fn waiting(input: &Input<'_>, cause: WaitCause) -> Headline {
                 "the guest is being shut down to be started again",
             ),
         },
+        WaitCause::VolumePodsGone => under_way(
+            "Restarting",
+            Reason::WaitingForOldPod,
+            "the volume pods of the VM's last run have not gone yet, and the next pod opens their disks itself; where their node is lost, bring it back, or \
+             delete the Node object once it is certain that the machine is off",
+        ),
         WaitCause::OtherPodGone => under_way(
             "Pending",
             Reason::WaitingForOldPod,
@@ -170,6 +176,7 @@ fn living(input: &Input<'_>) -> Headline {
         Phase::Running { ready: true } => {
             let progress = match input.live.map(Live::progress) {
                 Some(live::Progress::UnderWay) => Progress::Reconciling,
+                _ if input.live.is_some_and(Live::plugs) => Progress::Reconciling,
                 Some(live::Progress::Settled | live::Progress::Impossible) | None => Progress::Settled,
             };
             line("Running", true, Reason::Running, "the VM runs", progress)
@@ -188,7 +195,7 @@ fn living(input: &Input<'_>) -> Headline {
 
 /// Reason and message of a pod that found no node.
 pub(super) fn unschedulable(scheduler: &str) -> (Reason, String) {
-    if scheduler.contains(&format!("Insufficient {KVM_RESOURCE}")) {
+    if lacks_kvm(scheduler) {
         let message = format!(
             "no node offers KVM to this VM: {scheduler} Each node with a working /dev/kvm and the DaemonSet tandem-device-plugin \
              offers {KVM_RESOURCE}; see `kubectl -n tandem-system logs ds/tandem-device-plugin` for why one does not."
@@ -196,6 +203,24 @@ pub(super) fn unschedulable(scheduler: &str) -> (Reason, String) {
         return (Reason::NoKvm, message);
     }
     (Reason::Unschedulable, scheduler.to_owned())
+}
+
+/// Whether KVM is what is missing: no node has it free, or nothing else is short where it is. The scheduler writes
+/// `0/3 nodes are available: 1 Insufficient memory, 2 Insufficient tandem.dev/kvm. preemption: ...`.
+fn lacks_kvm(scheduler: &str) -> bool {
+    let words: Vec<&str> = scheduler.split_whitespace().collect();
+    let all = words
+        .first()
+        .and_then(|share| share.split_once('/'))
+        .and_then(|(_, all)| all.parse().ok());
+    let short: Vec<(Option<u32>, &str)> = words
+        .windows(3)
+        .filter(|window| window[1] == "Insufficient")
+        .map(|window| (window[0].parse().ok(), window[2].trim_end_matches(['.', ','])))
+        .collect();
+    let kvm = short.iter().find(|(_, resource)| *resource == KVM_RESOURCE);
+    let alone = short.iter().all(|(_, resource)| *resource == KVM_RESOURCE);
+    kvm.is_some_and(|(nodes, _)| alone || *nodes == all)
 }
 
 /// How the last run ended, in a sentence.
@@ -206,5 +231,40 @@ fn last_end(input: &Input<'_>) -> String {
     match last.message.as_deref().filter(|message| !message.is_empty()) {
         Some(message) => format!("{}: {message}", last.reason),
         None => last.reason.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvm_is_missing_where_nothing_else_is_short_on_the_nodes_that_have_it() {
+        for (scheduler, lacks) in [
+            ("0/2 nodes are available: 2 Insufficient tandem.dev/kvm.", true),
+            (
+                "0/2 nodes are available: 1 Insufficient tandem.dev/kvm, 1 node(s) had untolerated taint(s).",
+                true,
+            ),
+            (
+                "0/2 nodes are available: 2 Insufficient memory, 2 Insufficient tandem.dev/kvm. preemption: 0/2 nodes are available: \
+                 2 Preemption is not helpful for scheduling.",
+                true,
+            ),
+            (
+                "0/2 nodes are available: 1 Insufficient tandem.dev/kvm, 2 Insufficient hugepages-2Mi. preemption: 0/2 nodes are available: \
+                 2 Preemption is not helpful for scheduling.",
+                false,
+            ),
+            (
+                "0/2 nodes are available: 1 Insufficient memory, 1 Insufficient tandem.dev/kvm.",
+                false,
+            ),
+            ("0/2 nodes are available: 2 Insufficient memory.", false),
+            ("something else", false),
+            ("", false),
+        ] {
+            assert_eq!(lacks_kvm(scheduler), lacks, "{scheduler}");
+        }
     }
 }

@@ -29,11 +29,20 @@ pub(super) fn changes(live: Option<&Live>) -> Vec<PendingChange> {
         Progress::UnderWay => &live.changes.by_resize,
     };
     let waiting = resize.iter().map(|field| change(field, WaitsFor::Resize));
+    let disks = live.disks.iter().flat_map(|plan| &plan.pending);
+    let disks = disks.map(|disk| PendingChange {
+        message: Some(disk.message.chars().take(MAX_PENDING_MESSAGE).collect()),
+        ..change(&format!("disks[{}]", disk.disk), WaitsFor::HotPlug)
+    });
     let mut changes: Vec<PendingChange> = restart(live)
         .map(|field| change(field, WaitsFor::Restart))
         .chain(waiting)
         .chain(refused)
         .collect();
+    // A field is there once: what only a restart applies, that does.
+    let named = |disk: &PendingChange| changes.iter().any(|change| change.field == disk.field);
+    let disks: Vec<PendingChange> = disks.filter(|disk| !named(disk)).collect();
+    changes.extend(disks);
     changes.truncate(MAX_PENDING_CHANGES);
     changes
 }
@@ -66,6 +75,20 @@ pub(super) fn restart_required(live: Option<&Live>) -> Claim {
             fields.join(", ")
         ),
     }
+}
+
+/// `DisksReady` of a VM that runs, where a disk cannot be plugged.
+pub(super) fn disks_not_ready(live: Option<&Live>) -> Option<Claim> {
+    let failed = live?.disks.as_ref()?.pending.iter().filter(|disk| disk.failed);
+    let messages: Vec<String> = failed
+        .map(|disk| format!("disk {:?}: {}", disk.disk, disk.message))
+        .collect();
+    (!messages.is_empty()).then(|| Claim {
+        condition: ConditionType::DisksReady,
+        status: ConditionStatus::False,
+        reason: Reason::HotPlugFailed,
+        message: messages.join("; "),
+    })
 }
 
 /// `RestartRequired` of a VM that is as its spec says.

@@ -58,6 +58,7 @@ fn after(run_policy: RunPolicy, pod: &PodState, history: &History) -> Decision {
         generation: Some(1),
         restarted_at: None,
         pod,
+        volume_pods: false,
         history,
         now: at(10),
     })
@@ -204,6 +205,7 @@ fn a_newer_restarted_at_restarts() {
             generation: Some(1),
             restarted_at: Some(at(wanted)),
             pod: &pod,
+            volume_pods: false,
             history: &history,
             now: at(10),
         })
@@ -248,6 +250,7 @@ fn a_changed_spec_ends_a_stall_and_a_backoff() {
         generation: Some(2),
         restarted_at: None,
         pod,
+        volume_pods: false,
         history,
         now: at(10),
     };
@@ -270,6 +273,7 @@ fn a_deleted_vm_is_left_to_the_garbage_collector() {
             generation: Some(1),
             restarted_at: None,
             pod: &pod,
+            volume_pods: false,
             history: &History::default(),
             now: at(10),
         };
@@ -286,4 +290,23 @@ fn a_pod_that_does_not_start_is_looked_at_more_and_more_seldom() {
         10,
         "a clock that goes wrong"
     );
+}
+
+#[test]
+fn no_pod_is_made_beside_the_volume_pods_of_the_last_run() {
+    let history = History::default();
+    let decide_with = |volume_pods| {
+        decide(&Facts {
+            vm_is_deleted: false,
+            run_policy: Always,
+            generation: Some(1),
+            restarted_at: None,
+            pod: &PodState::Absent,
+            volume_pods,
+            history: &history,
+            now: at(10),
+        })
+    };
+    assert_eq!(decide_with(false), Decision::Create);
+    assert_eq!(decide_with(true), Decision::Wait(WaitCause::VolumePodsGone));
 }

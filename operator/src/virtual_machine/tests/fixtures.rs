@@ -148,10 +148,11 @@ pub(super) fn step_with(
         generation: vm.metadata.generation,
         restarted_at: valid.restarted_at.as_ref().map(|(_, time)| *time),
         pod: &state,
+        volume_pods: false,
         history: &history,
         now,
     });
-    let live = Live::of(vm, &valid, &state, pod).filter(|_| decision == Decision::Keep);
+    let live = Live::of(vm, &valid, &state, pod, &[], now).filter(|_| decision == Decision::Keep);
     let status = status::compute(&status::Input {
         vm,
         verdict: Verdict::Done(decision, applied.clone()),

@@ -167,6 +167,7 @@ impl World {
             generation: Some(self.generation),
             restarted_at: self.restarted_at,
             pod: &self.pod,
+            volume_pods: false,
             history: &history,
             now,
         });

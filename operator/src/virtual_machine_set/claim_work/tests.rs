@@ -11,7 +11,11 @@ use jiff::Timestamp;
 use kube::{
     Client, Config,
     core::DeserializeGuard,
-    runtime::{reflector, watcher::Event},
+    runtime::{
+        events::{Recorder, Reporter},
+        reflector,
+        watcher::Event,
+    },
 };
 use serde_json::Value;
 
@@ -70,8 +74,14 @@ async fn what_is_refused_is_said_and_keeps_nothing_else_from_being_done() {
         let claim = serde_json::to_value(claim).and_then(serde_json::from_value);
         writer.apply_watcher_event(&Event::Apply(claim.expect("metadata of a claim")));
     }
+    let client = client().await;
+    let reporter = Reporter {
+        controller: "test".to_owned(),
+        instance: None,
+    };
     let context = SetContext {
-        client: client().await,
+        recorder: Recorder::new(client.clone(), reporter),
+        client,
         members: reflector::store().0,
         claims,
         listed: [Arc::default(), Arc::default()],

@@ -1,12 +1,14 @@
 //! What is known of a guest, as the API's fields have it.
 
 use crds::VirtualMachine;
-use crds::guest;
-use crds::status::{AcknowledgedTarget, GuestTarget};
+use crds::guest::{self, GuestDisk, RefusedDisk};
+use crds::status::{AcknowledgedTarget, GuestTarget, TargetDisk};
 use node_shim_protocol::agent::{GuestState, GuestStatus, Resize};
 
+use super::disks::Wanted;
 use super::orders::Answer;
-use crate::serve::report::boot_time;
+use crate::serve::identity::PodName;
+use crate::serve::report::{PodId, boot_time};
 
 /// What this node agent owns of a VM's status.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,7 +30,13 @@ impl Fields {
     }
 
     /// Of the guest of one pod; what another run of the VM answered is left out.
-    pub(super) fn new(status: &GuestStatus, pod_uid: &str, known: &Self, answer: Option<&Answer>) -> Self {
+    pub(super) fn new(
+        status: &GuestStatus,
+        pod_uid: &str,
+        known: &Self,
+        answer: Option<&Answer>,
+        refused: Vec<RefusedDisk>,
+    ) -> Self {
         let known = known.acknowledged.as_ref().filter(|known| known.pod_uid == pod_uid);
         let answered = answer.and_then(|answer| {
             Some(AcknowledgedTarget {
@@ -39,7 +47,7 @@ impl Fields {
         });
         let newest = answered.filter(|answered| known.is_none_or(|known| known.sequence <= answered.sequence));
         Self {
-            guest: Some(guest(status, pod_uid)),
+            guest: Some(guest(status, pod_uid, refused)),
             acknowledged: newest.or_else(|| known.cloned()),
         }
     }
@@ -83,7 +91,25 @@ pub(super) fn wanted(vm: &VirtualMachine, pod_uid: &str) -> Option<Resize> {
     })
 }
 
-fn guest(status: &GuestStatus, pod_uid: &str) -> guest::GuestStatus {
+/// The disks that a VM's guest shall be given; none where nobody says, or it is said of another run.
+pub(super) fn wanted_disks(vm: &VirtualMachine, pod_uid: &str) -> Option<Vec<Wanted>> {
+    let namespace = vm.metadata.namespace.as_ref()?;
+    let target = vm.status.as_ref()?.target_disks.as_ref()?;
+    let wanted = |disk: &TargetDisk| Wanted {
+        name: disk.name.clone(),
+        lender: PodId {
+            name: PodName {
+                namespace: namespace.clone(),
+                name: disk.pod_name.clone(),
+            },
+            uid: disk.pod_uid.clone(),
+        },
+    };
+    (target.pod_uid == pod_uid).then(|| target.disks.iter().map(wanted).collect())
+}
+
+fn guest(status: &GuestStatus, pod_uid: &str, refused_disks: Vec<RefusedDisk>) -> guest::GuestStatus {
+    let disks = status.disks.iter();
     let state = match status.state {
         GuestState::Booting => guest::GuestState::Booting,
         GuestState::Running => guest::GuestState::Running,
@@ -98,6 +124,13 @@ fn guest(status: &GuestStatus, pod_uid: &str) -> guest::GuestStatus {
         resets: i64::try_from(status.resets).ok(),
         kernel: status.kernel.clone(),
         hindrance: status.hindrance.clone(),
+        disks: disks
+            .map(|disk| GuestDisk {
+                name: disk.name.clone(),
+                pod_uid: disk.lender.clone(),
+            })
+            .collect(),
+        refused_disks,
     }
 }
 

@@ -144,6 +144,7 @@ mod tests {
                 resets: 0,
                 kernel: None,
                 hindrance: None,
+                disks: Vec::new(),
             },
         }
     }

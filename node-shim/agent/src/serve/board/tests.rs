@@ -41,6 +41,7 @@ pub(super) fn status(state: GuestState) -> GuestStatus {
         resets: 0,
         kernel: None,
         hindrance: None,
+        disks: Vec::new(),
     }
 }
 
@@ -53,8 +54,17 @@ pub(super) fn report(connection: u64, pod_uid: &str, what: What) -> Report {
 }
 
 pub(super) fn connected(connection: u64, pod_uid: &str) -> Report {
-    let (sizes, _) = tokio::sync::watch::channel(None);
-    report(connection, pod_uid, What::Connected(sizes))
+    connected_with(connection, pod_uid, node_shim_protocol::agent::VERSION)
+}
+
+/// Of a shim that speaks this version.
+pub(super) fn connected_with(connection: u64, pod_uid: &str, version: u32) -> Report {
+    let link = crate::serve::report::ShimLink {
+        version,
+        sizes: tokio::sync::watch::channel(None).0,
+        disks: tokio::sync::watch::channel(None).0,
+    };
+    report(connection, pod_uid, What::Connected(link))
 }
 
 fn says(connection: u64, state: GuestState) -> Report {
@@ -71,8 +81,14 @@ pub(super) fn board(now: Instant) -> Board {
 
 /// The writes that are due, and when the next one is; there must be no orders.
 fn due(board: &mut Board, now: Instant) -> (Vec<Write>, Option<Instant>) {
-    let Due { writes, orders, next } = board.due(now, 8);
-    assert_eq!(orders, []);
+    let Due {
+        writes,
+        orders,
+        disks,
+        returned,
+        next,
+    } = board.due(now, 8);
+    assert_eq!((orders, disks, returned), (vec![], vec![], vec![]));
     (writes, next)
 }
 

@@ -22,12 +22,13 @@ use tokio_stream::wrappers::UnixListenerStream;
 use super::super::device_socket::{self, DeviceSocket};
 use super::super::report::Report;
 use super::super::session::Services;
+use crate::device_plugin::resource::resource_of;
 use crate::kubelet::pod_resources::pod_resources_lister_server::{PodResourcesLister, PodResourcesListerServer};
 use crate::kubelet::pod_resources::{
     ContainerDevices, ContainerResources, ListPodResourcesRequest, ListPodResourcesResponse, PodResources,
 };
 use crate::node_paths::RunDir;
-use crate::{KVM_RESOURCE, event_loop, unix_socket};
+use crate::{event_loop, unix_socket};
 
 /// Longest wait for something that must come.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,7 +64,7 @@ impl PodResourcesLister for Kubelet {
         let pod = |(device, pod): (&String, &String)| {
             let (namespace, name) = pod.split_once('/').unwrap();
             let devices = vec![ContainerDevices {
-                resource_name: KVM_RESOURCE.into(),
+                resource_name: resource_of(device).into(),
                 device_ids: vec![device.clone()],
             }];
             let containers = vec![ContainerResources {
@@ -94,7 +95,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// A node with the devices 0 to `devices` - 1, where KVM works.
+    /// A node with the devices 0 to `devices` - 1 and volume-0, where KVM works.
     pub(super) fn new(devices: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let run_dir = RunDir::new(directory.path());
@@ -119,8 +120,8 @@ impl Node {
             namespaces: Arc::new(Semaphore::new(1)),
         };
         let mut sockets = JoinSet::new();
-        for device in 0..devices {
-            let device = device.to_string();
+        let devices = (0..devices).map(|device| device.to_string());
+        for device in devices.chain(["volume-0".to_owned()]) {
             std::fs::create_dir_all(run_dir.device(&device)).unwrap();
             sockets.spawn(DeviceSocket::bind(&run_dir, &device, services.clone()).unwrap().serve());
         }

@@ -124,7 +124,8 @@ impl FilesDisk {
     }
 }
 
-fn make(directory: &Path, label: &str) -> Result<MemoryStorage, FilesError> {
+/// Reads the files, and makes a disk of them.
+pub(super) fn make(directory: &Path, label: &str) -> Result<MemoryStorage, FilesError> {
     let files = read_all(directory, || ())?;
     check_names(directory, &files)?;
     let listed: Vec<(&str, &[u8])> = files

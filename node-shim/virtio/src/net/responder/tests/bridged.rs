@@ -27,15 +27,6 @@ fn route(destination: [u8; 4], prefix_length: u8, gateway: Option<[u8; 4]>) -> R
     }
 }
 
-/// IPv6 with this router, if there is one.
-fn ipv6(gateway_mac: Option<&str>) -> BridgedIpv6 {
-    BridgedIpv6 {
-        address: at(OWN6),
-        prefix_length: 64,
-        gateway_mac: gateway_mac.map(str::to_owned),
-    }
-}
-
 fn network(ipv4: Option<(u8, Vec<Route>)>, ipv6: Option<BridgedIpv6>) -> BridgedNetwork {
     BridgedNetwork {
         mac: GUEST.to_string(),
@@ -46,6 +37,14 @@ fn network(ipv4: Option<(u8, Vec<Route>)>, ipv6: Option<BridgedIpv6>) -> Bridged
             routes,
         }),
         ipv6,
+    }
+}
+
+fn ipv6(gateway_mac: Option<&str>) -> BridgedIpv6 {
+    BridgedIpv6 {
+        address: at(OWN6),
+        prefix_length: 64,
+        gateway_mac: gateway_mac.map(str::to_owned),
     }
 }
 
