@@ -376,10 +376,7 @@ pub fn assert_honest_of(guest: &GuestIdentity, frame: &[u8]) {
         }
         [0x08, 0x06] => {
             assert_eq!(packet[8..14], guest.mac.0, "ARP sender");
-            assert!(
-                packet[14..18] == own4 || packet[14..18] == [0; 4],
-                "ARP address"
-            );
+            assert!(packet[14..18] == own4 || packet[14..18] == [0; 4], "ARP address");
         }
         other => panic!("a frame of kind {other:x?}"),
     }

@@ -5,8 +5,8 @@ mod shim;
 use std::time::Duration;
 
 use node_shim_protocol::agent::{
-    AttachDisk, DiskOptions, GuestState, GuestStatus, InterfaceRequest, Plugged, Request, Resize, Resized, Response,
-    VERSION,
+    AttachDisk, DiskOptions, GuestState, GuestStatus, InterfaceRequest, Plugged, RESUME_VERSION, Request, Resize,
+    Resized, Response, VERSION,
 };
 use node_shim_protocol::control::{Failure, FailureKind};
 
@@ -131,6 +131,30 @@ async fn what_is_no_namespace_is_refused_for_good() {
         shim.say(&hello(Vec::new()), &files.iter().collect::<Vec<_>>()).await;
         assert!(!refusal(shim.hear().await).1);
         assert!(matches!(shim.hear().await, Answer::HungUp));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_of_an_older_release_goes_on() {
+    let mut node = Node::new(1);
+    node.allocate("0", "shop/old");
+    for (version, goes_on) in [
+        (RESUME_VERSION, true),
+        (RESUME_VERSION - 1, false),
+        (VERSION + 1, false),
+    ] {
+        let shim = Shim::connect(&node, "0").await;
+        let request = Request::Resume {
+            version,
+            pod_uid: POD_UID.to_owned(),
+            status: status(GuestState::Running),
+        };
+        shim.say(&request, &[]).await;
+        if goes_on {
+            assert_eq!(guest(&mut node).await.1, status(GuestState::Running));
+        } else {
+            assert!(!refusal(shim.hear().await).1);
+        }
     }
 }
 

@@ -364,3 +364,38 @@ fn a_network_that_is_not_there_is_named() {
         "the pod's interface lo is no Ethernet, which a bridge needs: use masquerade"
     );
 }
+
+#[test]
+fn a_macvlan_takes_in_what_is_for_its_guest() {
+    let (Some((node, pod)), Some(other)) = (lab::pod(false), Namespace::new()) else {
+        return eprintln!("SKIPPED: network namespaces need root");
+    };
+    let there = Ipv4Addr::new(10, 50, 0, 1);
+    node.ip(&format!("link add p0 type veth peer name q0 netns {}", other.path()));
+    node.ip("link set p0 up");
+    other.ip("addr add 10.50.0.1/24 dev q0");
+    other.ip("link set q0 up");
+    node.ip("link add link p0 name net1 type macvlan mode bridge");
+    node.ip(&format!("link set net1 netns {}", pod.path()));
+    pod.ip("addr add 10.50.0.7/24 dev net1");
+    pod.ip("link set net1 up");
+    let (own, peer) = (mac_of(&pod, "net1"), mac_of(&other, "q0"));
+    let (_, guest) = attach(&pod, &[request("second", InterfaceBinding::Bridge, Some("net1"))]).remove(0);
+    let own_address = Ipv4Addr::new(10, 50, 0, 7);
+    let socket = other.inside(move || udp_socket(there, 5300));
+    // A broadcast, a group that only the guest knows of, and what is for it alone.
+    socket.send_to(b"ping", (own_address, 9999)).unwrap();
+    let question = guest.next(|frame| of_kind(frame, ARP));
+    assert_eq!(question[14..18], there.octets());
+    guest.send_frame(peer, own, ARP, &arp(2, own, own_address, peer, there));
+    assert_eq!(guest.receive(UDP).datagram.udp_payload(), b"ping");
+    other.ip("route add 239.1.2.3 dev q0");
+    socket
+        .send_to(b"to the group", (Ipv4Addr::new(239, 1, 2, 3), 9999))
+        .unwrap();
+    let of_group = |frame: &[u8]| Seen::parse(frame).filter(|seen| seen.datagram.payload.ends_with(b"to the group"));
+    guest.next(of_group);
+    let answer = Datagram::udp((own_address, 9999), (there, 5300), b"pong").encode();
+    guest.send_frame(peer, own, IPV4, &answer);
+    assert_eq!(receive_from(&socket).0, b"pong");
+}
