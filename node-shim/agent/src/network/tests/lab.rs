@@ -230,8 +230,23 @@ pub(super) fn pod(ipv6: bool) -> Option<(Namespace, Namespace)> {
         node.ip("addr add fd00:244:1::1/64 dev node0 nodad");
         pod.ip("addr add fd00:244:1::7/64 dev eth0 nodad");
         pod.ip("-6 route add default via fd00:244:1::1");
+        ready_for_ipv6(&node, "node0");
+        ready_for_ipv6(&pod, "eth0");
     }
     Some((node, pod))
+}
+
+/// Waits until a link can be used for IPv6, as a pod's has been for long when its VM starts: the kernel says so by an address of its own.
+fn ready_for_ipv6(namespace: &Namespace, link: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let addresses = namespace.run("ip", &["-6", "addr", "show", "dev", link, "scope", "link"]);
+        if addresses.contains("fe80:") && !addresses.contains("tentative") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{link} has no IPv6: {addresses}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Attaches one interface.
