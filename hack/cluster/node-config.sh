@@ -118,6 +118,8 @@ evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available:
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 CONFIG
+  # A node with CPUs to spare gives some away as a whole, for VMs with cpu.dedicated: one is the system's, one everybody's.
+  [ "$2" = native ] || [ "$emulated_cpus" -lt 3 ] || printf '%s\n' 'cpuManagerPolicy: static' 'reservedSystemCPUs: "0"'
   # Lets the kubelet go on where it may not change the machine's own settings.
   [ "$2" != native ] || echo 'featureGates: {KubeletInUserNamespace: true}'
 }
