@@ -180,7 +180,7 @@ async fn reconcile_vm(vm: &VirtualMachine, context: &Context) -> Result<Action, 
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
     volume_pods::delete(
-        hotplug::leftovers(&observed.state, &observed.volumes),
+        hotplug::leftovers(&observed.state, observed.pod.as_ref(), &observed.volumes),
         &valid.namespace,
         context,
     )

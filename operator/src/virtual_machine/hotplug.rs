@@ -213,18 +213,25 @@ impl Plan {
         self.note(disk, true, message);
     }
 
-    fn look_after(&mut self, wait: SignedDuration) {
+    /// Has the VM looked at again after this, if nothing happens before.
+    pub(crate) fn look_after(&mut self, wait: SignedDuration) {
         let wait = wait.max(SignedDuration::from_secs(1));
         self.look_again = Some(self.look_again.map_or(wait, |known| known.min(wait)));
     }
 }
 
-/// The volume pods that nothing uses any more, because the VM's pod has ended or is another.
-pub(crate) fn leftovers(state: &PodState, volumes: &[VolumePod]) -> Vec<Step> {
-    let lives = match state {
-        PodState::Own(pod) if !matches!(pod.phase, Phase::Ended(_)) => Some(&pod.uid),
-        PodState::Own(_) | PodState::Absent | PodState::OfAnotherVm | PodState::Foreign => None,
+/// The volume pods that nothing uses any more, because the pod that they were made for has ended. `pod` is what has the VM's name, whoever's it is: the
+/// guest of a VM that was deleted, and made again, may run on in it.
+pub(crate) fn leftovers(state: &PodState, pod: Option<&Pod>, volumes: &[VolumePod]) -> Vec<Step> {
+    let has_ended = match state {
+        PodState::Own(pod) => matches!(pod.phase, Phase::Ended(_)),
+        PodState::Absent => true,
+        PodState::OfAnotherVm | PodState::Foreign => {
+            let phase = pod.and_then(|pod| pod.status.as_ref()?.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        }
     };
+    let lives = pod.filter(|_| !has_ended).and_then(|pod| pod.metadata.uid.as_ref());
     let left = volumes.iter().filter(|volume| Some(&volume.run) != lives);
     left.filter(|volume| volume.deleted.is_none())
         .map(|volume| delete(volume, true))

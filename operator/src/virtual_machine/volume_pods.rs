@@ -8,15 +8,18 @@ use super::{
     FOREIGN_PERIOD, REJECTED_PERIOD, ReconcileError,
     apply::{delete_parameters, post_parameters, write_error},
     desired::{
-        VOLUME_OF_LABEL,
+        MANAGED_BY_LABEL,
         volume_pod::{self, VmPod},
     },
-    hotplug,
+    hotplug::{self, VolumePod},
     live::Live,
     observe::Observed,
     validate::ValidatedVm,
 };
 use crate::context::Context;
+
+/// Look again after this when a volume pod could not be made.
+const FAILURE_PERIOD: SignedDuration = SignedDuration::from_secs(10);
 
 /// Brings the disks of a VM that runs a step closer to its spec, and notes in `live` what is in the way. What the guest is to have is written with the status.
 pub(crate) async fn plug(
@@ -48,7 +51,26 @@ pub(crate) async fn plug(
                 continue;
             }
         };
-        match make(&pod, context).await? {
+        let made = match make(&pod, &valid.name, context).await {
+            Ok(made) => made,
+            Err(error) => {
+                // The other disks, and the status, are not to wait for it.
+                tracing::warn!(
+                    vm = valid.name,
+                    namespace = valid.namespace,
+                    disk = name,
+                    cause = cause(&error),
+                    "{error}"
+                );
+                plan.fail(
+                    &name,
+                    &format!("its volume pod cannot be made now: {error}: {}", cause(&error)),
+                );
+                plan.look_after(FAILURE_PERIOD);
+                continue;
+            }
+        };
+        match made {
             Made::Done => {}
             Made::NameTaken => {
                 let pod = pod.name_any();
@@ -56,14 +78,14 @@ pub(crate) async fn plug(
                     &name,
                     &format!("a pod named {pod:?} that is not this VM's has the name of its volume pod: delete that pod, or rename the disk"),
                 );
-                plan.look_again = Some(SignedDuration::from_secs(FOREIGN_PERIOD.as_secs().cast_signed()));
+                plan.look_after(SignedDuration::from_secs(FOREIGN_PERIOD.as_secs().cast_signed()));
             }
             Made::Rejected(message) => {
                 plan.fail(
                     &name,
                     &format!("the API server did not admit its volume pod: {message}"),
                 );
-                plan.look_again = Some(SignedDuration::from_secs(REJECTED_PERIOD.as_secs().cast_signed()));
+                plan.look_after(SignedDuration::from_secs(REJECTED_PERIOD.as_secs().cast_signed()));
             }
         }
     }
@@ -95,8 +117,15 @@ enum Made {
     Rejected(String),
 }
 
-/// Makes a volume pod.
-async fn make(pod: &Pod, context: &Context) -> Result<Made, ReconcileError> {
+/// What an error has below it.
+fn cause(error: &ReconcileError) -> String {
+    std::error::Error::source(error)
+        .map(ToString::to_string)
+        .unwrap_or_default()
+}
+
+/// Makes a volume pod of this VM.
+async fn make(pod: &Pod, vm: &str, context: &Context) -> Result<Made, ReconcileError> {
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace().unwrap_or_default());
     let name = pod.name_any();
     let exists = match pods.create(&post_parameters(), pod).await {
@@ -111,7 +140,10 @@ async fn make(pod: &Pod, context: &Context) -> Result<Made, ReconcileError> {
     let what = "pod";
     let exists = exists.map_err(|source| ReconcileError::Read { what, name, source })?;
     // One of an earlier run is deleted when it is seen.
-    let is_ours = |there: &Pod| there.labels().get(VOLUME_OF_LABEL) == pod.labels().get(VOLUME_OF_LABEL);
+    let is_ours = |there: &Pod| {
+        let has = |key: &str| there.labels().get(key) == pod.labels().get(key);
+        has(MANAGED_BY_LABEL.0) && VolumePod::read(there, vm, None).is_some()
+    };
     Ok(if exists.as_ref().is_none_or(is_ours) {
         Made::Done
     } else {

@@ -135,7 +135,7 @@ impl State {
                     retryable: false,
                 },
                 _,
-            ))) => Err(AgentError::Refused(reason)),
+            ))) => self.unless_lent(AgentError::Refused(reason)),
             Ok(Some((
                 Response::Refused {
                     reason,
@@ -155,10 +155,20 @@ impl State {
                 | Response::AttachInterface(_)
                 | Response::DetachInterface { .. },
                 _,
-            ))) => Err(AgentError::Unusable("it takes this volume pod for a VM".to_owned())),
+            ))) => self.unless_lent(AgentError::Unusable("it takes this volume pod for a VM".to_owned())),
             Ok(None) => Ok(Some(Try::Lost("it closed the connection".to_owned()))),
-            Err(PacketError::Unusable(what)) => Err(AgentError::Unusable(what)),
+            Err(PacketError::Unusable(what)) => self.unless_lent(AgentError::Unusable(what)),
             Err(error) => Ok(Some(Try::Lost(error.to_string()))),
+        }
+    }
+
+    /// A reason to end, but for a disk that a guest may have: its volume stays for as long as this process does, whatever an agent of another release
+    /// says.
+    fn unless_lent(&self, error: AgentError) -> Result<Option<Try>, AgentError> {
+        if self.was_lent {
+            Ok(Some(Try::Lost(error.to_string())))
+        } else {
+            Err(error)
         }
     }
 }

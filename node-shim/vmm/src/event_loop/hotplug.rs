@@ -343,7 +343,10 @@ impl EventLoop {
             return Err(invalid("an interface needs its number and the queues of its tap"));
         }
         if self.given_interfaces().iter().any(|given| given.number == *number) {
-            return Err(invalid("another interface of the VM has this number"));
+            return Err(Failure {
+                kind: FailureKind::Refused,
+                message: "another interface of the VM has this number, until the guest has given it up".to_owned(),
+            });
         }
         let named = self.free_name(&grant.name, Named::Interface)?;
         let checked = config::check_network("network", network).and_then(|()| config::check_mac("mac", mac));

@@ -202,32 +202,44 @@ fn what_the_node_agent_says_against_a_disk_is_said() {
 #[test]
 fn volume_pods_go_when_their_run_is_over_and_not_before() {
     let vm = with_spec(&before());
-    let volumes = [volume("a", VolumePhase::Running)];
-    let living = PodState::read(&vm, Some(&bound(pod(&vm, &running(true)))));
-    assert_eq!(leftovers(&living, &volumes), []);
+    let running = bound(pod(&vm, &running(true)));
+    let ended = pod(&vm, &super::fixtures::ended("Failed", 1, "Error", "", 9));
+    let own = VolumePod {
+        run: running.metadata.uid.clone().expect("a UID"),
+        ..volume("a", VolumePhase::Running)
+    };
+    let of = |pod: Option<&Pod>, vm: &crds::VirtualMachine, volume: &VolumePod| {
+        leftovers(&PodState::read(vm, pod), pod, std::slice::from_ref(volume))
+    };
+    // One that was made again while the guest of the last still runs, and one whose pod somebody else has taken over.
+    let mut again = vm.clone();
+    again.metadata.uid = Some("another".to_owned());
+    let mut foreign = running.clone();
+    foreign.metadata.owner_references = None;
+    assert_eq!(PodState::read(&again, Some(&running)), PodState::OfAnotherVm);
+    assert_eq!(PodState::read(&vm, Some(&foreign)), PodState::Foreign);
+    for (pod, vm) in [(&running, &vm), (&running, &again), (&foreign, &vm)] {
+        assert_eq!(of(Some(pod), vm, &own), []);
+    }
     let other = VolumePod {
         run: "earlier".to_owned(),
-        ..volumes[0].clone()
+        ..own.clone()
     };
-    for (state, volume) in [
-        (&PodState::Absent, &volumes[0]),
-        (
-            &PodState::read(
-                &vm,
-                Some(&pod(&vm, &super::fixtures::ended("Failed", 1, "Error", "", 9))),
-            ),
-            &volumes[0],
-        ),
-        (&living, &other),
+    for (pod, vm, volume) in [
+        (None, &vm, &own),
+        (Some(&ended), &vm, &own),
+        (Some(&ended), &again, &own),
+        (Some(&running), &vm, &other),
+        (Some(&running), &again, &other),
     ] {
-        let steps = leftovers(state, std::slice::from_ref(volume));
-        assert!(matches!(&steps[..], [Step::Delete { at_once: true, .. }]), "{state:?}");
+        let steps = of(pod, vm, volume);
+        assert!(matches!(&steps[..], [Step::Delete { at_once: true, .. }]), "{steps:?}");
     }
     let deleted = VolumePod {
         deleted: Some(at(1)),
-        ..volumes[0].clone()
+        ..own
     };
-    assert_eq!(leftovers(&PodState::Absent, &[deleted]), []);
+    assert_eq!(of(None, &vm, &deleted), []);
 }
 
 /// A volume pod as the API server returns it, with a container in this state.
