@@ -93,7 +93,8 @@ impl Conversations {
                 self.shims.remove(&report.connection);
                 self.lenders.remove(&report.connection);
             }
-            What::Guest(_) | What::Resized(_) | What::Plugged(_) | What::Interface(_) | What::Withdrawn => {}
+            What::Plugged(plugged) => self.forget_disk(report.connection, &plugged.name),
+            What::Guest(_) | What::Resized(_) | What::Interface(_) | What::Withdrawn => {}
         }
     }
 
@@ -123,6 +124,18 @@ impl Conversations {
         };
         if let Some(shim) = self.shims.get(&connection) {
             shim.disks.send_replace(Some(question));
+        }
+    }
+
+    /// A question that was answered has a descriptor, which would keep the disk in use: by now the shim has its own, or wants none.
+    fn forget_disk(&self, connection: ConnectionId, disk: &str) {
+        if let Some(shim) = self.shims.get(&connection) {
+            shim.disks.send_if_modified(|question| {
+                if matches!(question, Some(DiskQuestion::Attach(asked, _)) if asked.name == disk) {
+                    *question = None;
+                }
+                false
+            });
         }
     }
 
@@ -195,8 +208,11 @@ fn patch(write: &Write) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use crds::guest;
     use crds::status::AcknowledgedTarget;
+    use node_shim_protocol::agent::{DiskOptions, GuestState, GuestStatus, Plugged};
     use tokio::sync::watch as latest;
 
     use super::super::identity::PodName;
@@ -260,7 +276,7 @@ mod tests {
             memory_bytes: 1 << 30,
         };
         let (sizes_to, mut sizes) = latest::channel(None);
-        let (disks_to, _) = latest::channel(None);
+        let (disks_to, disks) = latest::channel(None);
         let (interfaces_to, _) = latest::channel(None);
         let mut conversations = Conversations::default();
         conversations.follow(&report(What::Connected(ShimLink {
@@ -276,6 +292,35 @@ mod tests {
         // The same again is news too: it is asked for again.
         conversations.ask(ConnectionId(7), size(2));
         assert!(sizes.has_changed().unwrap());
+        let plugged = |name: &str| {
+            What::Plugged(Plugged {
+                name: name.into(),
+                failure: None,
+                status: GuestStatus {
+                    state: GuestState::Running,
+                    boot_time_ms: 1,
+                    vcpus: 2,
+                    memory_bytes: 1 << 30,
+                    resets: 0,
+                    kernel: None,
+                    hindrance: None,
+                    disks: Vec::new(),
+                    interfaces: Vec::new(),
+                },
+            })
+        };
+        let file = Arc::new(std::fs::File::open("/dev/null").unwrap().into());
+        let disk = AttachDisk {
+            name: "data".into(),
+            lender: "v1".into(),
+            options: DiskOptions::default(),
+        };
+        let question = DiskQuestion::Attach(disk, Arc::clone(&file));
+        conversations.shims[&ConnectionId(7)].disks.send_replace(Some(question));
+        conversations.follow(&report(plugged("other")));
+        assert!(disks.borrow().is_some(), "not answered yet");
+        conversations.follow(&report(plugged("data")));
+        assert_eq!(Arc::strong_count(&file), 1, "nothing keeps the disk in use");
         conversations.follow(&report(What::HungUp));
         conversations.ask(ConnectionId(7), size(3));
         assert!(sizes.has_changed().is_err(), "nobody is left who could say it");
